@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def _describe_trained(trained: Trained) -> str:
     left, before = (sum(counts[index] for counts in trained.channels.values()) for index in (0, 1))
     said = f"metric {trained.metric:.4f}, {trained.parameters:,} parameters"
-    return f"{said}, {left} of {before} channels left" if before else said
+    said = f"{said}, {left} of {before} channels left" if before else said
+    return ", ".join(filter(None, (said, trained.longer)))
 
 
 def _describe_check(checked: PruneCheck) -> str:

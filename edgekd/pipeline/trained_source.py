@@ -59,11 +59,11 @@ _OUTPUTS_VERSION = 2
 
 
 def _describe(trained: Trained) -> str:
-    said = f"metric {trained.metric:.4f}, {trained.parameters:,} parameters"
+    said = [f"metric {trained.metric:.4f}, {trained.parameters:,} parameters"]
     kept = [number for number, epoch in enumerate(trained.history, 1) if epoch[KEPT]]
-    if len(kept) != 1 or kept[0] == len(trained.history):
-        return said
-    return f"{said}, of epoch {kept[0]} of {len(trained.history)}"
+    if len(kept) == 1 and kept[0] != len(trained.history):
+        said.append(f"of epoch {kept[0]} of {len(trained.history)}")
+    return ", ".join(filter(None, (*said, trained.longer)))
 
 
 def _describe_export(exported: Exported) -> str:

@@ -68,6 +68,7 @@ class Trained:
         attempts: The attempts at pruning, in order, the last of which it is; empty for other networks.
         epochs: Number of epochs that each fine-tune of a pruned network was to have; 0 for other networks.
         warnings: What the user was warned of, of what it learned.
+        longer: Why its trainings are longer than usual, in words; "" where they are not.
     """
 
     metric: float
@@ -78,3 +79,4 @@ class Trained:
     attempts: tuple[PruneAttempt, ...] = ()
     epochs: int = 0
     warnings: tuple[str, ...] = ()
+    longer: str = ""

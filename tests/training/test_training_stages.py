@@ -9,6 +9,7 @@ from edgekd.errors import ModelError
 from edgekd.gram.drift import measure_drift
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
+from edgekd.pipeline.trained_source import TEACHER
 from edgekd.stages.artifacts import PROBE, WEIGHTS
 from edgekd.stages.cache import CHECKPOINT
 from edgekd.training.distillation import distill, teacher
@@ -35,6 +36,12 @@ def test_a_teacher_is_trained_and_kept_with_what_it_says_of_the_test_split(tmp_p
     assert (again.ids == stored.ids).all()
     assert (again.answer == stored.answer).all()
     assert trained.metric == task.metric(stored.answer, task.splits["test"].labels.numpy())
+
+
+def test_a_training_that_is_longer_than_usual_says_so_in_its_outcome(tmp_path):
+    trained = run_teacher(tmp_path, loaded(), epochs="auto", min_steps=200)
+    assert len(trained.history) == 34
+    assert TEACHER.summary(trained).endswith("34 epochs instead of 30, since 90 samples make few steps: 204 of them")
 
 
 def test_a_teacher_of_the_users_own_is_loaded_and_not_trained(tmp_path):

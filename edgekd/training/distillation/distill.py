@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgekd.training.distillation.modality_dropout import ModalityDropout
@@ -9,6 +10,7 @@ from edgekd.training.distillation.setup import DistillationNetworks, distillatio
 from edgekd.training.loop.evaluate import save_trained
 from edgekd.training.loop.input_statistics import training_channels
 from edgekd.training.loop.loop import Fit, compute_device, fit
+from edgekd.training.loop.settings import describe_length
 from edgekd.training.loop.validation import warn_of_another_story
 from edgekd.training.loop.weights import build, load_weights
 
@@ -75,4 +77,4 @@ def run(
         history = fit(student, objective, train, validate, loop)
     trained = save_trained(task, student, taps.student, history, stage.folder)
     warn_of_another_story(task, student, taps.student, trained, stage.report)
-    return trained
+    return replace(trained, longer=describe_length(config, len(train)))

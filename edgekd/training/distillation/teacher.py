@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from edgekd.training.distillation.objective import SupervisedObjective
 from edgekd.training.loop import distributed
 from edgekd.training.loop.evaluate import Validation, save_trained
 from edgekd.training.loop.loop import Fit, compute_device, fit
-from edgekd.training.loop.settings import count_epochs
+from edgekd.training.loop.settings import count_epochs, describe_length
 from edgekd.training.loop.validation import warn_of_another_story
 from edgekd.training.loop.weights import build, load_weights
 from edgekd.training.taps.taps import TappedModel
@@ -41,14 +42,15 @@ def run(task: LoadedTask, taps: Mapping[str, Tap], config: TeacherConfig, stage:
     if config.members > 1:
         return _train_members(task, taps, config, stage)
     model = build(task.task.teacher, stage.seed).to(compute_device())
-    history = []
+    history, longer = [], ""
     if config.weights:
         load_weights(model, Path(config.weights))
     else:
+        longer = describe_length(config, len(task.splits["train"]))
         history = _train(task, model, taps, Fit(config, stage.seed, stage.folder, stage.report, task.higher_is_better))
     trained = save_trained(task, model, taps, history, stage.folder)
     warn_of_another_story(task, model, taps, trained, stage.report)
-    return trained
+    return replace(trained, longer=longer)
 
 
 def _train(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], run: Fit) -> list[Epoch]:
@@ -72,4 +74,4 @@ def _train_members(task: LoadedTask, taps: Mapping[str, Tap], config: TeacherCon
     trained = save_trained(task, ensemble, ensemble.taps, history, stage.folder)
     if distributed.is_main():
         shutil.rmtree(stage.folder / ROUNDS)
-    return trained
+    return replace(trained, longer=describe_length(config, len(task.splits["train"])))

@@ -27,7 +27,7 @@ from edgekd.training.loop.autograd_layers import frozen_statistics
 from edgekd.training.loop.copies import copy_network
 from edgekd.training.loop.evaluate import batches, probe, save_trained
 from edgekd.training.loop.loop import Fit, compute_device, fit
-from edgekd.training.loop.settings import count_epochs
+from edgekd.training.loop.settings import count_epochs, describe_length
 from edgekd.training.loop.weights import load_weights, save_weights
 from edgekd.training.pruning.attempts import PrunePlan, by_student
 from edgekd.training.pruning.cutter import Cutter
@@ -156,7 +156,8 @@ def run(
     if distributed.is_main():
         write_text(stage.folder / REMOVED, json.dumps(done.removed))
         shutil.rmtree(stage.folder / ROUNDS, ignore_errors=True)
-    return replace(trained, channels=done.left, seconds=time.monotonic() - began, epochs=epochs)
+    longer = describe_length(config, len(task.splits["train"])) if history else ""
+    return replace(trained, channels=done.left, seconds=time.monotonic() - began, epochs=epochs, longer=longer)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgekd.training.distillation.setup import DistillationNetworks, distillation_setup
 from edgekd.training.loop.autograd_layers import frozen_statistics
 from edgekd.training.loop.evaluate import probe, save_trained
 from edgekd.training.loop.loop import Fit, compute_device, fit
+from edgekd.training.loop.settings import describe_length
 from edgekd.training.qat.fake_quant import fake_quantized
 from edgekd.training.taps.taps import NetworkTaps
 
@@ -76,4 +77,5 @@ def run(
         calibrate()
         loop = Fit(config, stage.seed, stage.folder, stage.report, task.higher_is_better)
         history = fit(model, objective, task.splits["train"], validate, loop)
-    return save_trained(task, model, taps.student, history, stage.folder)
+    tuned = save_trained(task, model, taps.student, history, stage.folder)
+    return replace(tuned, longer=describe_length(config, len(task.splits["train"])))
