@@ -304,5 +304,5 @@ def test_the_training_shows_the_last_epoch_and_the_weight_that_held_each_scope()
     assert cells["figure"] == ["teacher", "student"]
     assert cells["loss"] == ["0.25", "0.5"]
     assert cells["weight.intra"] == ["–", "36.54"]
-    assert "teacher 2, student 1" in training
+    assert "teacher 2 of 2, student 1 of 1" in training
     assert len(report_json(build())["training"]["teacher"]) == 2

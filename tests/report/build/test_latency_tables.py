@@ -107,7 +107,7 @@ def test_the_page_has_it_all():
     assert "### Time by branch" in page
     assert "- Energy: 1.23 mJ for one inference" in page
     assert "Layers of student: not measured." in page
-    assert "`.compute.npy`" in page
+    assert "of computing alone beside each, .compute.npy." in page
     for table in (latency_table(result.profile), branch_table(result.profile)):
         assert markdown(table).strip().splitlines()[2] in page
 
