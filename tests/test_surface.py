@@ -10,7 +10,7 @@ from commands import ROOT, environment
 import edgekd
 
 #: Names that are classes and functions of torch, and so load it.
-OF_TORCH = {"ArraySplit", "Batch", "Modality", "Sample", "Split", "Standardize", "Task"}
+OF_TORCH = {"ArraySplit", "Batch", "Modality", "Output", "Sample", "Split", "Standardize", "Task"}
 HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "click", "rich", "msgspec", "numpy")
 
 
