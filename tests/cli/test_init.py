@@ -1,9 +1,12 @@
+import ast
+
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 import edgekd.cli.init
-from edgekd.cli.init import init
+from edgekd.cli.init import TEMPLATES, init
 from edgekd.config.loading import load_recipe
 from edgekd.errors import RecipeError
 from edgekd.training.taps.taps import TappedModel, resolve_taps
@@ -94,3 +97,58 @@ def test_one_step_of_training(project, kind, width):
             optimizer.step()
             losses.append(loss.item())
     assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_is_made_of_public_names_and_its_recipe_is_valid(tmp_path, template):
+    init(tmp_path, template)
+    assert load_recipe(tmp_path).task.name.endswith("task.py:MyTask")
+    tree = ast.parse((tmp_path / "task.py").read_text(encoding="utf-8"))
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name for name in modules if name.startswith("edgekd")} == {"edgekd"}
+
+
+def test_a_template_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="no template 'regresion'; did you mean 'regression'"):
+        init(tmp_path, "regresion")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def detection(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("detection")
+    init(folder, "detection")
+    return load_task(load_recipe(folder).task).task
+
+
+def test_the_detector_of_the_template_finds_what_it_is_told(detection):
+    """A network that is right has the metric 1, one that finds nothing 0, and a box that moves is a change."""
+    split = detection.splits()["test"]
+    targets = {name: x.numpy() for name, x in split.targets.items()}
+    digits = np.eye(10)[np.maximum(0, targets["digit"])]
+    objectness = np.where(targets["digit"] >= 0, 1.0, -1.0)[..., None]
+    right = np.concatenate([objectness, targets["box"], digits], axis=-1).transpose(0, 3, 1, 2)
+    assert detection.metric(right, targets) == 1
+    assert detection.metric(-right, targets) < 0.2
+    moved = right.copy()
+    moved[0, 1] += 5
+    changed = detection.same(moved, right)
+    assert changed[0] == 1
+    assert changed[1:].max() == 0
+
+
+def test_the_losses_of_the_template_pull_a_detector_to_what_is_right(detection):
+    torch.manual_seed(0)
+    batch = detection.splits()["train"].__getitems__(list(range(32)))
+    teacher, student = detection.teacher(), detection.student()
+    optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(6):
+        answers = student(batch.inputs["image"])
+        told = detection.distill(answers, teacher(batch.inputs["image"]).detach())
+        loss = detection.loss(answers, batch.targets) + told
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]

@@ -264,7 +264,9 @@ def test_describe_names_the_shipped_tasks_and_whether_they_are_fetched(index):
         for package in info.packages:
             assert not info.fetched
             package.path.touch()
-            assert re.match(rf"{package.name}-{package.version}(-.*\.whl|\.tgz)$", package.filename)
+            assert re.match(
+                rf"{package.name.lstrip('@').replace('/', '-')}-{package.version}(-.*\.whl|\.tgz)$", package.filename
+            )
         assert info.fetched
 
 

@@ -36,7 +36,7 @@ from edgekd.training.loop.evaluate import batches, ground_truth, probe
 from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from edgekd.stages.progress import StageReporter
     from edgekd.training.export.onnx import ExportNetwork
     from edgekd.training.task.loading import LoadedTask
+    from edgekd.training.task.modality import Modality
     from edgekd.training.task.protocol import Split
 
 _PARITY_SAMPLES = 64
@@ -132,8 +133,18 @@ def _facts(task: LoadedTask, widths: Mapping[str, int]) -> TaskFacts:
         {name: task.class_names(name, count) for name, count in widths.items()},
         inputs,
         modalities=task.modalities,
+        stand_ins=_stand_ins(task.task.modalities),
         own_same=task.own_same is not None,
     )
+
+
+def _stand_ins(inputs: Sequence[Modality]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for one in inputs:
+        number = one.absent if one.of else one.stand_in
+        if number is not None:
+            found.setdefault(one.of or one.name, {})[one.name] = number
+    return found
 
 
 def save_samples(split: Split, path: Path) -> None:

@@ -106,6 +106,9 @@ def describe_taps(network: BuiltNetwork, taps: Mapping[str, Tap], found: Reactio
 
 def describe_ignored(network: BuiltNetwork, found: Reactions, modalities: Sequence[str]) -> Iterator[str]:
     """Yield a sentence for each modality that no answer of a network depends on."""
+    if not found.answers and not found.unknown:
+        yield f"{network.title}, answers the same whatever is put in: no training will change that"
+        return
     for name in modalities:
         if name not in found.answers and name not in found.unknown:
             yield (

@@ -41,7 +41,7 @@ def judge_pruned(
     split, device = task.splits["val"], compute_device()
     truth = ground_truth(split)
     probes = {"student": probe(student.to(device), taps, split), FINETUNED: probe(pruned.to(device), taps, split)}
-    ledger = keep_choosing_ledger(probes, truth.targets, truth.groups, task.metric, rules)
+    ledger = keep_choosing_ledger(probes, truth.targets, truth.groups, task.scoring, rules)
     return PruneCheck(ledger.row(FINETUNED), {name: _drift(probes, name) for name in taps})
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import TaskConfig
     from edgekd.gram.answers import Sameness
+    from edgekd.gram.metric import Metric
     from edgekd.gram.nest import Nest
     from edgekd.gram.npz import Array
     from edgekd.gram.output_kind import OutputKind
@@ -130,6 +131,12 @@ class LoadedTask:
     @property
     def _default_metric(self) -> DefaultMetric | None:
         return default_metric(self.outputs, self.weights)
+
+    @property
+    def scoring(self) -> Metric:
+        """The metric as ledgers take it: a default one knows how to be computed of many subsets at once."""
+        default = self._default_metric
+        return self.metric if default is None or hasattr(self.task, "metric") else default.compute
 
     def metric(self, answer: Answer, targets: Nest) -> float:
         """Return the task's metric of what a network answered for N samples, and their targets, each leaf [N, ...].

@@ -51,6 +51,11 @@ class Ignoring(TwoTowers):
         return self.head(torch.cat([z, 0 * self.encoders["b"](b)], 1))
 
 
+class Constant(TwoTowers):
+    def forward(self, a, b):
+        return 0 * super().forward(a, b) + 1
+
+
 class Detached(TwoTowers):
     """It learns nothing by one of its inputs, but uses it."""
 
@@ -100,9 +105,10 @@ SWAPPED = {"a": TAPS["b"], "b": TAPS["a"]}
         (DeadTap, {**TAPS, "a": Tap(module="constant")}, "tap of 'a', 'constant', gives the same for all samples"),
         (small, {**TAPS, "a": Tap(module="encoders.b.0")}, "changes with the input of 'b' and not with that of 'a'"),
         (Ignoring, TAPS, "the student, Ignoring, answers the same whatever the input of 'b' is"),
+        (Constant, TAPS, "the student, Constant, answers the same whatever is put in"),
         (Softmaxed, TAPS, "the student, Softmaxed, gives probabilities, and the losses take logits"),
     ],
-    ids=["swapped", "behind the fusion", "dead tap", "another's", "ignored", "softmax"],
+    ids=["swapped", "behind the fusion", "dead tap", "another's", "ignored", "constant", "softmax"],
 )
 def test_a_mistake_in_a_network_is_said_once(student, taps, said):
     warnings = warned(student=student, taps=Taps(TAPS, taps))
