@@ -79,8 +79,8 @@ def test_it_ships_without_a_teacher(project):
     assert "student" not in report["training"]
     assert "pruned" in report["training"]
     assert "teacher" not in target["sizes_bytes"]
-    (distilled,) = (project / "cache").glob("distill-*")
-    kept, given = (load_file(path) for path in (distilled / "model.safetensors", project / "student.safetensors"))
+    (distilled,) = (project / "cache").glob("distill-*/model.safetensors")
+    kept, given = (load_file(path) for path in (distilled, project / "student.safetensors"))
     assert all(torch.equal(kept[name], value) for name, value in given.items())
     assert not list((project / "cache").glob("teacher-*"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from edgekd.config.loading import loss_config
 from edgekd.config.recipe import LossConfig
 from edgekd.errors import TaskError
-from edgekd.stages.labels import UNLABELLED
 from edgekd.stages.progress import Silent, StageReporter
+from edgekd.training.distillation.answer_losses import AnswerLosses
 from edgekd.training.distillation.gathered import gather_batch
 from edgekd.training.distillation.loss_taps import LossTaps, taps_with_losses
 from edgekd.training.distillation.objective import DistillationObjective
@@ -22,13 +23,15 @@ from edgekd.training.distillation.outputs import BatchOutputs
 from edgekd.training.distillation.own_trainer.gradients import of_whole_batch
 from edgekd.training.distillation.own_trainer.inputs import Inputs, moved, read_inputs
 from edgekd.training.distillation.own_trainer.networks import check_networks, evaluating, named_side, own_taps
+from edgekd.training.distillation.own_trainer.targets import check_targets, class_labels, own_kinds, targets_of
 from edgekd.training.distillation.references import LiveReference, combine_outputs, float_outputs
-from edgekd.training.taps.taps import TappedModel
+from edgekd.training.taps.taps import NetworkTaps, TappedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from edgekd.config.recipe import Tap
+    from edgekd.gram.output_kind import OutputKind, OutputName
     from edgekd.training.distillation.outputs import NetworkOutputs
     from edgekd.training.distillation.references import ReferenceOutputs
     from edgekd.training.taps.taps import Arguments
@@ -40,7 +43,8 @@ _LAST = 1 - 1e-9
 class DistillerOutput(dict[str, Any]):
     """What a :class:`Distiller` gives for a batch: a dict, as other trainers expect it.
 
-    Its items are ``loss``, a scalar with a gradient, and the student's own answer for the batch, ``logits`` [B, C].
+    Its items are ``loss``, a scalar with a gradient, and the student's own outputs for the batch by name, by default
+    ``logits`` [B, C].
     """
 
     @property
@@ -70,20 +74,23 @@ class Distiller(nn.Module):
     Args:
         teacher: The trained teacher, or several, from which the student learns together. Their weights are frozen in
             place.
-        student: The network that is trained. Like the teacher it gives logits [B, C]: a tensor, the first of a tuple,
-            or ``logits`` of a dict or an object.
+        student: The network that is trained. Like the teacher it gives its outputs: a tensor or the first of a tuple
+            where there is one, a tuple in their order, or by name in a dict or an object.
         taps: For each modality where its embedding is: the path of a module or a :class:`edgekd.Tap`, or a pair of
             these, the teacher's and the student's.
         losses: The table ``[distill.loss]`` of a recipe, as in ``{"kd": 0.9, "ce": 0.1, "extra": {"intra": 3.0}}``; by
             default that of a recipe that has none.
+        outputs: What each of the networks' outputs is, by name, in the order of a tuple: "classes", "multilabel",
+            "regression" and so on, or a :class:`edgekd.OutputKind`. By default one, the logits of classes. The loss of
+            each is the one that its kind has in a build; numbers count by their squared error as they are.
         inputs: Makes of a batch what :class:`Inputs` describes. By default a batch is a tuple ``(x, ..., labels)``, or
             a dict with ``labels`` whose other items are the networks' arguments by name.
         example: A batch of any size, two samples at least. With it all that is wrong is said at once; losses that
             learn a projection need it, since its widths are seen there.
-        steps: Number of batches of the whole training, which losses with ``warm_up`` or ``decay`` need.
 
     Attributes:
         student: The student.
+        steps: Number of batches of the whole training, to be set where losses have a ``warm_up`` or ``decay``.
         figures: Of the last batch the parts of the loss, their weights, and their shares of the gradient, to log.
 
     Raises:
@@ -103,26 +110,28 @@ class Distiller(nn.Module):
         taps: Mapping[str, str | Tap | tuple[str | Tap, str | Tap]],
         losses: LossConfig | Mapping[str, Any] | None = None,
         *,
+        outputs: Mapping[str, OutputName | OutputKind] = MappingProxyType({"logits": "classes"}),
         inputs: Callable[[Any], object] | None = None,
         example: object = None,
-        steps: int | None = None,
     ) -> None:
         super().__init__()
         teachers = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
         check_networks(teachers, student)
         config = losses if isinstance(losses, LossConfig) else loss_config(losses or {}, "losses")
-        both = own_taps(taps)
+        both, self._kinds = own_taps(taps), own_kinds(outputs)
         self.student = student
         self.figures: dict[str, Tensor | float] = {}
-        self._inputs, self._steps, self._done = inputs, steps, 0
+        self.steps: int | None = None
+        self._inputs, self._done = inputs, 0
         self._modalities, self._prepared = list(taps), False
         device = next(student.parameters()).device
         with named_side("student"):
-            tapped = TappedModel(student, taps_with_losses(both.student, config, "student"))
+            read = NetworkTaps(taps_with_losses(both.student, config, "student"), self._kinds)
+            tapped = TappedModel(student, read)
         with named_side("teacher"):
-            read = taps_with_losses(both.teacher, config, "teacher")
+            read = NetworkTaps(taps_with_losses(both.teacher, config, "teacher"), self._kinds)
             self._teacher = LiveReference(*(TappedModel(network.to(device), read) for network in teachers))
-        where = LossTaps(self._modalities, both.student, both.teacher, "teacher")
+        where = LossTaps(self._modalities, both.student, both.teacher, "teacher", AnswerLosses(self._kinds))
         report = StageReporter(_Warns(), "distill")
         self._objective = DistillationObjective(tapped, self._teacher, self._teacher, config, where, report)
         self.losses = nn.ModuleList(self._objective.extras.values())  # by number: a recipe's names may hold dots
@@ -132,10 +141,6 @@ class Distiller(nn.Module):
 
     def _check_complete(self, has_example: bool) -> None:
         for name, extra in self._objective.extras.items():
-            if not self._steps and (extra.term.warm_up or extra.term.decay != "none"):
-                raise TaskError(
-                    f"the loss '{name}' has a schedule over the whole training: say by steps= how many batches that is"
-                )
             if extra.loss.projection is not None and not has_example:
                 raise TaskError(
                     f"the loss '{name}' learns a projection between the networks' widths, which a batch shows: give "
@@ -154,12 +159,10 @@ class Distiller(nn.Module):
 
     def _prepare(self, outputs: BatchOutputs) -> None:
         """Look closely at a batch, what is wrong with which is wrong with all, and make what losses learn of it."""
-        logits, labels = outputs.student.answers["logits"], outputs.labels
-        wrong = labels[(labels != UNLABELLED) & ((labels < 0) | (labels >= logits.shape[1]))]
-        if len(wrong):
-            raise TaskError(f"the batch has label {int(wrong[0])}, but the networks give {logits.shape[1]} logits")
-        if not torch.isfinite(outputs.teacher["logits"]).all():
-            raise TaskError("the teacher's logits are not finite: what is it fed with, and is it trained?")
+        check_targets(outputs, self._kinds)
+        for name, answer in outputs.teacher.items():
+            if not torch.isfinite(answer).all():
+                raise TaskError(f"the teacher's '{name}' are not finite: what is it fed with, and is it trained?")
         self._objective.prepare_for(outputs, torch.initial_seed())
         self._prepared = True
 
@@ -189,18 +192,18 @@ class Distiller(nn.Module):
         learning = self.training and torch.is_grad_enabled()
         whole = {"labels": labels, **columns} if batch is None else batch
         outputs, tapped = self._run(self._read(self._inputs(whole) if self._inputs else whole))
-        answer = outputs.student.answers["logits"]
+        answers = outputs.student.answers
         if learning:
             if not self._done:
-                self._check_reached(tapped)
+                self._check_first(tapped)
             outputs = gather_batch(of_whole_batch(outputs), self._modalities, self._objective.reads_maps)
         if not self._prepared:
             self._prepare(outputs)
-        progress = min(self._done / self._steps, _LAST) if self._steps else 0.0
+        progress = min(self._done / self.steps, _LAST) if self.steps else 0.0
         loss, figures = self._objective.combine(outputs, tapped, progress, measure=learning)
         self.figures = {"loss": loss.detach(), **figures}
         self._done += learning
-        return DistillerOutput(loss=loss, logits=answer)
+        return DistillerOutput(loss=loss, **answers)
 
     def _read(self, batch: object) -> Inputs:
         given = read_inputs(batch)
@@ -220,14 +223,14 @@ class Distiller(nn.Module):
             tapped = stack.enter_context(self._objective.student).read(given.arguments)
         reference = self._read_teachers(given.arguments if given.teacher is None else given.teacher)
         student = float_outputs(tapped)
-        ours, theirs = (tuple(side.answers["logits"].shape) for side in (student, reference))
-        if ours != theirs:
-            raise TaskError(f"teacher and student disagree: their logits are {theirs} and {ours}")
-        labels = given.labels
-        if labels is None:
-            labels = student.answers["logits"].new_full(ours[:1], UNLABELLED, dtype=torch.int64)
+        for name, answer in student.answers.items():
+            ours, theirs = tuple(answer.shape), tuple(reference.answers[name].shape)
+            if ours != theirs:
+                raise TaskError(f"teacher and student disagree: their {name} are {theirs} and {ours}")
+        targets = targets_of(given.labels, student.answers, self._kinds)
+        labels = class_labels(targets, student.answers, self._kinds)
         present = {name: mask.float() for name, mask in given.present.items()}
-        outputs = BatchOutputs(student, reference.answers, reference.networks, labels.long(), present, labels.long())
+        outputs = BatchOutputs(student, reference.answers, reference.networks, labels, present, targets)
         return outputs, tapped.outputs
 
     def _read_teachers(self, arguments: Arguments) -> ReferenceOutputs:
@@ -239,9 +242,14 @@ class Distiller(nn.Module):
                 outputs.append(float_outputs(network.read(arguments)))
         return combine_outputs(outputs, self._teacher.kinds)
 
-    def _check_reached(self, tapped: Mapping[str, Tensor]) -> None:
-        """Check that each loss of embeddings can train something."""
+    def _check_first(self, tapped: Mapping[str, Tensor]) -> None:
+        """Check before the first step that each loss can train something, and knows how long the training is."""
         for name, extra in self._objective.extras.items():
+            if not self.steps and (extra.term.warm_up or extra.term.decay != "none"):
+                raise TaskError(
+                    f"the loss '{name}' has a schedule over the whole training: set the Distiller's steps, the number "
+                    "of its batches"
+                )
             on = [tapped[tap] for tap in extra.student_taps]
             if extra.loss.kind != "logits" and not any(output.requires_grad for output in on):
                 raise TaskError(

@@ -32,14 +32,15 @@ class Inputs:
     Attributes:
         arguments: What the student is called with: tensors [B, ...] in the order of its arguments, or a dict of them
             by the arguments' names.
-        labels: Class indices [B], or :data:`edgekd.UNLABELLED` (-100); None where no sample has a label.
+        labels: Class indices [B], or :data:`edgekd.UNLABELLED` (-100); of another kind of output what it should be
+            [B, ...], and of several outputs a dict of these by name. None where no sample has a label.
         teacher: What the teacher is called with; by default the same.
         present: For each modality that some sample lacks, 1 where a sample has it and 0 where not [B]. No loss compares
             the embeddings of what a sample lacks.
     """
 
     arguments: Arguments
-    labels: Tensor | None = None
+    labels: Tensor | Mapping[str, Tensor] | None = None
     teacher: Arguments | None = None
     present: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -103,13 +104,10 @@ def _checked(inputs: Inputs) -> Inputs:
             "it does not know: give its TrainingArguments remove_unused_columns=False"
         )
     labels = inputs.labels
-    if labels is not None:
+    if isinstance(labels, Mapping):
+        counts |= {f"labels of '{name}'": _count(f"labels of '{name}'", x) for name, x in labels.items()}
+    elif labels is not None:
         counts["labels"] = _count("labels", labels)
-        if labels.dim() != 1 or labels.is_floating_point():
-            raise TaskError(
-                f"the batch's labels are {labels.dtype} of shape {tuple(labels.shape)}, must be class indices [B], "
-                "whole numbers"
-            )
     counts |= {f"present of '{name}'": _count(f"present of '{name}'", x) for name, x in inputs.present.items()}
     first = next(iter(counts))
     for name, count in counts.items():
@@ -140,9 +138,14 @@ def moved(inputs: Inputs, device: torch.device) -> Inputs:
             return {name: x.to(device) for name, x in side.items()}
         return [x.to(device) for x in side]
 
+    labels = inputs.labels
     return Inputs(
         move(inputs.arguments),
-        None if inputs.labels is None else inputs.labels.to(device),
+        {name: x.to(device) for name, x in labels.items()}
+        if isinstance(labels, Mapping)
+        else None
+        if labels is None
+        else labels.to(device),
         None if inputs.teacher is None else move(inputs.teacher),
         {name: mask.to(device) for name, mask in inputs.present.items()},
     )

@@ -120,7 +120,8 @@ def test_a_copy_and_a_pickle_train_alike_and_by_themselves(expected):
 
 def test_a_state_takes_up_weights_of_losses_and_the_place_in_the_training():
     losses = {"extra": {"intra": {"warm_up": 0.5}, "fd": 0.5}}
-    first, second = (made(losses=losses, steps=10) for _ in range(2))
+    first, second = (made(losses=losses) for _ in range(2))
+    first.steps = second.steps = 10
     for _ in range(3):
         first(BATCH)
     second.load_state_dict(load_tensors(save_tensors(first.state_dict())))  # as Trainer and accelerate write it
@@ -268,7 +269,7 @@ def test_a_nested_batch_and_one_of_edgekd_are_read():
     [
         (torch.zeros(4, 6), r"cannot read a tensor of shape \(4, 6\) in a batch: a tuple \(x, ..., labels\)"),
         ({"labels": SAMPLES.labels}, "nothing for the networks beside the labels.*remove_unused_columns=False"),
-        ((*BATCH[:2], BATCH[2].float()), "labels are torch.float32"),
+        ((*BATCH[:2], BATCH[2].float()), "labels of 'logits' are torch.float32"),
         ((*BATCH[:2], BATCH[2][:5]), "24 samples in argument 1, but 5 in labels"),
         (("x", BATCH[1], BATCH[2]), "cannot read a str in a batch: argument 1 must be a tensor"),
         ({"a": BATCH[0], "b": BATCH[1]}, "the batch has no labels, which cross entropy reads"),
@@ -302,7 +303,9 @@ def test_labels_are_not_needed_where_no_loss_reads_them():
         ({"losses": {"extra": {"intro": 1.0}}}, RecipeError, "there is no loss 'intro'; did you mean 'intra'"),
         ({"losses": {"kd": -1}}, RecipeError, "losses: kd"),
         ({"losses": {"extra": {"fd": 1.0}}, "example": None}, TaskError, "'fd' learns a projection.*by example="),
-        ({"losses": {"extra": {"intra": {"decay": "linear"}}}}, TaskError, "'intra' has a schedule.*by steps="),
+        ({"outputs": {"logits": "class"}}, TaskError, "output 'logits': there is no kind 'class'; did you mean"),
+        ({"outputs": {"boxes": "custom"}}, TaskError, "output 'boxes' of kind 'custom' has no loss"),
+        ({"outputs": {}}, TaskError, "needs the networks' outputs"),
         ({"teacher": []}, TaskError, "needs a teacher"),
         ({"student": "net"}, TaskError, "the student is a str, must be an nn.Module"),
     ],
@@ -328,6 +331,71 @@ def test_a_teacher_with_nan_or_of_the_students_own_weights_is_refused():
     with pytest.raises(TaskError, match="'intra' can train nothing"):
         Distiller(shared, student, WHERE, {"extra": {"intra": 1.0}})(BATCH)
     assert Distiller(shared, student, WHERE, {"extra": {}})(BATCH).loss.requires_grad  # a frozen stem of both
+
+
+def test_a_schedule_needs_to_know_how_long_the_training_is():
+    distiller = made(losses={"extra": {"intra": {"decay": "linear"}}})
+    with pytest.raises(TaskError, match="'intra' has a schedule over the whole training: set the Distiller's steps"):
+        distiller(BATCH)
+    distiller.steps = 2
+    losses = [distiller(BATCH).loss.item() for _ in range(3)]
+    assert losses[0] > losses[1] > losses[2] - 1e-9
+
+
+class ManyHeads(nn.Module):
+    """Gives a class, some labels, a number for each of two axes, and a vector, as a tuple."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.towers = TwoTowers(width=width)
+        self.labels, self.place, self.vector = (nn.Linear(3, count) for count in (4, 2, 6))
+
+    def forward(self, a, b):
+        logits = self.towers(a, b)
+        return logits, self.labels(logits), self.place(logits), self.vector(logits)
+
+
+MANY = {"class": "classes", "tags": "multilabel", "place": "regression", "vector": "embedding"}
+
+
+def many(**options):
+    torch.manual_seed(0)
+    taps = {name: f"towers.encoders.{name}" for name in "ab"}
+    return Distiller(ManyHeads(12), ManyHeads(), taps, outputs=MANY, **options)
+
+
+def test_several_outputs_have_each_the_loss_of_its_kind():
+    a, b, labels = BATCH
+    targets = {
+        "class": labels,
+        "tags": (torch.arange(24)[:, None] % torch.tensor([2, 3, 4, 5]) == 0).float(),
+        "place": torch.randn(24, 2, generator=torch.Generator().manual_seed(0)),
+        "vector": labels,
+    }
+    distiller = many(example=Inputs([a, b], targets))
+    output = distiller({"a": a, "b": b, "labels": targets})
+    assert [tuple(output[name].shape) for name in MANY] == [(24, 3), (24, 4), (24, 2), (24, 6)]
+    output.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in distiller.parameters())
+    first = output.loss.item()
+    optimizer = torch.optim.Adam(distiller.parameters(), 0.01)
+    for _ in range(40):
+        optimizer.zero_grad()
+        distiller({"a": a, "b": b, "labels": targets}).loss.backward()
+        optimizer.step()
+    assert distiller({"a": a, "b": b, "labels": targets}).loss.item() < first
+    with pytest.raises(TaskError, match="no labels of output 'tags'"):
+        distiller(Inputs([a, b], {"class": labels}))
+    with pytest.raises(TaskError, match="must be a dict with those of each output: class, tags, place, vector"):
+        distiller(BATCH)
+
+
+def test_without_labels_every_kind_learns_from_the_teacher_alone():
+    distiller = many(losses={"ce": 0, "kd": 1})
+    loss = distiller(Inputs(list(BATCH[:2]))).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in distiller.parameters())
 
 
 def test_networks_that_disagree_on_the_classes_are_refused():
