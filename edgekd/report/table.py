@@ -122,9 +122,10 @@ def engine_table(result: TargetResult) -> Table:
 
 def _engine_row(result: TargetResult, name: str) -> tuple[str, ...]:
     engine = result.measured(name)
-    known = (size(result.sizes.get(name)), size(engine.peak_rss_bytes if engine else None), _metric(result, name))
-    if engine is None:
-        return (name, *("not measured",) * 3, NOTHING, *known)
+    if engine is None:  # one "not measured" is enough, and five are wider than a terminal
+        stored = size(result.sizes[name]) if name in result.sizes else NOTHING
+        return (name, "not measured", *(NOTHING,) * 3, stored, NOTHING, _metric(result, name))
+    known = (size(result.sizes.get(name)), size(engine.peak_rss_bytes), _metric(result, name))
     quantiles = (engine.latency.p50, engine.latency.p90, engine.latency.p99)
     first = next((baseline for baseline in result.baselines if result.measured(baseline)), result.baselines[0])
     ratio = result.speedup(first, name)
