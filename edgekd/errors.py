@@ -41,7 +41,7 @@ class TaskError(EdgekdError):
 
 
 class DataError(EdgekdError):
-    """A data package cannot be fetched, or is not the one that was pinned."""
+    """Data cannot be fetched or read: a package is not the one that was pinned, or a table or a file is damaged."""
 
     exit_code = 5
 
