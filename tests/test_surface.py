@@ -64,7 +64,10 @@ def test_a_name_that_is_not_public_is_no_attribute():
 def test_type_checkers_know_the_same_names_from_the_same_modules():
     tree = ast.parse((ROOT / "edgekd" / "__init__.pyi").read_text(encoding="utf-8"))
     imports = {
-        alias.asname: node.module for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+        alias.asname or alias.name: node.module
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
     }
     (listed,) = (node.value for node in tree.body if isinstance(node, ast.Assign))
     assert imports == {**edgekd._HOMES, **dict.fromkeys(edgekd._MODULES, "edgekd")}

@@ -54,7 +54,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 - MkDocs names them
     """Put each table where its marker stands, and let each public name be looked up in the module that defines it."""
     markdown = _MARKER.sub(lambda marker: TABLES[marker[1]](), markdown)
-    return _ENTRY.sub(lambda entry: f"::: {edgekd._HOMES[entry[1]]}.{entry[1]}", markdown)
+    return _ENTRY.sub(lambda entry: f"::: {edgekd._HOMES.get(entry[1], 'edgekd')}.{entry[1]}", markdown)
 
 
 def schemas() -> dict[str, Json]:

@@ -7,23 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 from edgekd.config.recipe import OutputConfig
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
+from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.onnx_import.read import weight_files
 from edgekd.pipeline.onnx_import.stage import NETWORK, ImportedModel, OnnxSource, import_onnx
 from edgekd.pipeline.target.outputs import join_probe, run_on_host
 from edgekd.stages.artifacts import PROBE, TEST, VALIDATION, onnx_name, validation_probe
-from edgekd.stages.metrics import accuracy
+from edgekd.stages.metrics import default_metric
 from edgekd.stages.stage import Done, Runner, StageSpec
 
 if TYPE_CHECKING:
     from edgekd.config.recipe import ModelConfig, Recipe
     from edgekd.config.target import Scheme
-    from edgekd.gram.nest import Nest
+    from edgekd.gram.metric import Metric
+    from edgekd.gram.npz import Array
     from edgekd.gram.probe import Answer
     from edgekd.pipeline.source import JudgingSplit
     from edgekd.stages.artifacts import Exported
@@ -70,12 +71,20 @@ class ImportedOrigin:
         name = validation_probe(NETWORK) if split == "validation" else PROBE
         return {NETWORK: Probe.load(self.imported.folder / name)}
 
-    def metric(self, answer: Answer, targets: Nest) -> float:
-        """Return the accuracy of the first output of classes: labels are of that one."""
-        scores = answer[next(iter(self.exported.result.facts.classes))] if isinstance(answer, dict) else answer
-        assert isinstance(scores, np.ndarray)
-        assert isinstance(targets, np.ndarray)
-        return accuracy(scores, targets)
+    @property
+    def metric(self) -> Metric:
+        """The accuracy of the first output of classes: labels are of that one."""
+        facts = self.exported.result.facts
+        named = next(iter(facts.classes)) if len(facts.outputs) > 1 else None
+        accuracy = default_metric({"": OutputKind()})
+        assert accuracy is not None
+        if named is None:
+            return accuracy.compute
+        return lambda answer, targets: accuracy.compute(answer[named], targets)
+
+    def same(self, _outputs: Answer, _reference: Answer) -> Array:
+        """Raise: no imported model says itself which answers are the same."""
+        raise NotImplementedError
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return nothing: no network was trained here."""

@@ -5,6 +5,7 @@ They import torch only where they must run, and a finished one is not run again.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,12 +89,15 @@ def check_task(runner: Runner, project: Project, recipe: Recipe) -> Done[Preflig
         ModelError: The teacher cannot run in its precision.
     """
 
-    def run(_folder: Path, report: StageReporter) -> Preflight:
+    def run(folder: Path, report: StageReporter) -> Preflight:
         from edgekd.training.preflight.check import check
+        from edgekd.training.preflight.room import describe_room
 
         keeping = _Keeping(report.observer, report.stage, [])
         with computing(Resources(device=recipe.device)):
-            check(project.loaded, project.taps(recipe), recipe, keeping)
+            needed = check(project.loaded, project.taps(recipe), recipe, keeping)
+        for warning in describe_room(needed, shutil.disk_usage(folder).free, str(folder.parent)):
+            report.warn(warning)  # of this disk now: it is not kept
         return Preflight(tuple(keeping.kept), project.loaded.has_teacher)
 
     return runner(PREFLIGHT, config=training_settings(recipe), inputs={"task": project.identity}, run=run)

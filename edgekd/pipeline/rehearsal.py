@@ -31,7 +31,7 @@ from edgekd.stages.progress import Silent
 from edgekd.stages.stage import Done, Runner, StageSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Scheme, Target
@@ -77,9 +77,11 @@ def rehearse(
     recipe = stages.recipe
     schemes = _schemes(recipe, targets)
 
+    known = stages.preflight().result.warnings
+
     def run(folder: Path, report: StageReporter) -> Rehearsed:
         with scratch_folder(folder) as scratch:
-            observer = _Following(report)
+            observer = _Following(report, known)
             inner = _RehearsedStages(
                 Runner(Cache(scratch), observer),
                 _FewOf(stages.project, scratch),
@@ -219,14 +221,15 @@ class _Following(Silent):
 
     Args:
         report: The reporter of the rehearsal.
+        known: What the preflight warned of already.
 
     Attributes:
         stages: Names of the stages that began.
         warnings: What they warned of, of the networks.
     """
 
-    def __init__(self, report: StageReporter) -> None:
-        self._report = report
+    def __init__(self, report: StageReporter, known: Sequence[str]) -> None:
+        self._report, self._known = report, known
         self.stages: list[str] = []
         self.warnings: list[str] = []
 
@@ -237,7 +240,7 @@ class _Following(Silent):
 
     def warn(self, stage: str, message: str) -> None:
         """Keep a warning of the networks, and none of how little they learned."""
-        if stage.partition(" ")[0] in _TELLING and message not in self.warnings:
+        if stage.partition(" ")[0] in _TELLING and message not in (*self._known, *self.warnings):
             self.warnings.append(message)
             self._report.warn(message)
 

@@ -12,7 +12,8 @@ from edgekd.stages.stage import Done
 
 if TYPE_CHECKING:
     from edgekd.config.target import Scheme
-    from edgekd.gram.nest import Nest
+    from edgekd.gram.metric import Metric
+    from edgekd.gram.npz import Array
     from edgekd.gram.probe import Answer, Probe
     from edgekd.pipeline.project import Project
     from edgekd.pipeline.source import JudgingSplit, QatStudent
@@ -77,9 +78,14 @@ class RehearsedOrigin:
         files = {row: self.done.folder / named(network) for row, network in rows.items()}
         return {row: Probe.load(path) for row, path in files.items() if path.is_file()}  # a task may have no teacher
 
-    def metric(self, _answer: Answer, _targets: Nest) -> float:
-        """Return a number: of untrained networks the metric tells nothing."""
-        return 0.5
+    @property
+    def metric(self) -> Metric:
+        """The same number for all: of untrained networks the metric tells nothing."""
+        return lambda _answer, _targets: 0.5
+
+    def same(self, outputs: Answer, reference: Answer) -> Array:
+        """Return the task's own word on which share of each sample's answer changed [N]."""
+        return self.project.loaded.same(outputs, reference)
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return nothing."""

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.config.target import Scheme
-    from edgekd.gram.nest import Nest
+    from edgekd.gram.metric import Metric
+    from edgekd.gram.npz import Array
     from edgekd.gram.probe import Answer, Probe
     from edgekd.runtime.corruption import Robustness
     from edgekd.stages.artifacts import Exported
@@ -69,8 +70,12 @@ class Origin(Protocol):
             split: The samples: those of the validation, on which what ships is chosen, or of the test, which judge it.
         """
 
-    def metric(self, answer: Answer, targets: Nest) -> float:
-        """Return the task's metric of what a network answered for N samples, and what they are labelled with."""
+    @property
+    def metric(self) -> Metric:
+        """The task's metric, a function of what a network answered for N samples, and what they are labelled with."""
+
+    def same(self, outputs: Answer, reference: Answer) -> Array:
+        """Return the task's own word on which share of each sample's answer changed [N]."""
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return for each network that was trained here one entry for each epoch."""

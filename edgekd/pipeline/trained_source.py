@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from edgekd.config.recipe import DistillConfig, LossConfig, PruneConfig, QatConfig, Recipe
     from edgekd.config.target import Scheme
     from edgekd.files import JsonObject
-    from edgekd.gram.nest import Nest
+    from edgekd.gram.metric import Metric
+    from edgekd.gram.npz import Array
     from edgekd.gram.probe import Answer, Probe
     from edgekd.gram.verdict import GateLimits
     from edgekd.pipeline.preflight import Preflight
@@ -78,7 +79,7 @@ DISTILL: StageSpec[Trained] = StageSpec(
     "distill", 5, Trained, (), "train the student from the teacher, or load it", _describe
 )
 EXPORT: StageSpec[Exported] = StageSpec(
-    "export", 9, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
+    "export", 10, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
 )
 QAT: StageSpec[Trained] = StageSpec(
     "qat", 5, Trained, (), "fine-tune the pruned student with fake quantization", _describe
@@ -115,8 +116,8 @@ class TrainedOrigin:
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """The networks before the pruned one; the teacher need not be exported."""
-        return ("teacher", "student")
+        """The networks before the pruned one; the teacher need not be exported, and a task may have none."""
+        return tuple(name for name in self.trained if name != self.network)
 
     @property
     def name(self) -> str:
@@ -144,9 +145,14 @@ class TrainedOrigin:
                 files |= {CUT: self.pruned.folder / CUT_PROBE, FINETUNED: self.pruned.folder / PROBE}
         return {name: Probe.load(path) for name, path in files.items()}
 
-    def metric(self, answer: Answer, targets: Nest) -> float:
-        """Return the task's metric."""
-        return self.stages.project.loaded.metric(answer, targets)
+    @property
+    def metric(self) -> Metric:
+        """The task's metric."""
+        return self.stages.project.loaded.scoring
+
+    def same(self, outputs: Answer, reference: Answer) -> Array:
+        """Return the task's own word on which share of each sample's answer changed [N]."""
+        return self.stages.project.loaded.same(outputs, reference)
 
     def histories(self) -> dict[str, list[dict[str, float]]]:
         """Return for each network that was trained here one entry for each epoch."""
@@ -479,6 +485,7 @@ class TrainingStages:
                 task.outputs,
                 higher_is_better=task.higher_is_better,
                 seed=self.recipe.seed,
+                same=task.own_same,
             )
             networks = self._load_student(student), self._load_pruned(pruned.folder)
             checked = judge_pruned(task, *networks, self.taps.student, rules)

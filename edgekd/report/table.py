@@ -57,7 +57,7 @@ _MEANINGS = (
     ("nearest", "share of the five nearest embeddings that are others than the reference's"),
     ("drift", "mean |difference| of the cosines between modalities to the reference's"),
     (BOUND.strip(), "one-sided upper confidence bound of the figure named before it; this is what must keep the limit"),
-    ("speed", "the first model's p50 over this one's; they took turns in one run"),
+    ("speed", "the first timed model's p50 over this one's; they took turns in one run"),
 )
 
 

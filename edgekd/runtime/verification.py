@@ -90,7 +90,7 @@ def compare_reference(
         expected = reference[OUTPUT_PREFIX + name]
         for variant in (deploy, probe):
             _check_shape(name, variant[name], expected)
-        found = np.stack([deploy[name], probe[name]])
+        found = np.stack([deploy[name], probe[name]]).astype(np.float64)  # differences of integers may wrap round
         errors.append(np.abs(found - expected).max())
         shares.append(_relative_error(found, expected))
         if kind == "classes":

@@ -47,6 +47,9 @@ class TaskFacts:
         classes: For each output that tells classes or labels apart, their names in order.
         inputs: For each input its name, dtype, shape and preprocessing, as in a bundle's manifest.
         modalities: Inputs that are data, any of which may be absent: no masks, numbers of tokens, or states.
+        stand_ins: For each modality the inputs that take a number while it is absent: ids and bytes, which have no
+            mean, and its mask. Floats take their mean where they are not named here.
+        own_same: Whether the task itself says which answers are the same.
     """
 
     metric: str
@@ -55,6 +58,8 @@ class TaskFacts:
     classes: dict[str, list[str]]
     inputs: list[dict[str, str | list[int | str]]]
     modalities: list[str] = field(default_factory=list)
+    stand_ins: dict[str, dict[str, float]] = field(default_factory=dict)
+    own_same: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekd.config.recipe import GateConfig
+    from edgekd.gram.answers import Sameness
     from edgekd.gram.gate import Ledger, LedgerRow
     from edgekd.gram.metric import Metric
     from edgekd.gram.nest import Nest
@@ -42,7 +43,13 @@ def gate_limits(gate: GateConfig, *, higher_is_better: bool) -> GateLimits:
 
 
 def gate_rules(
-    gate: GateConfig, metric: str, kinds: Mapping[str, OutputKind], *, higher_is_better: bool, seed: int
+    gate: GateConfig,
+    metric: str,
+    kinds: Mapping[str, OutputKind],
+    *,
+    higher_is_better: bool,
+    seed: int,
+    same: Sameness | None = None,
 ) -> GateRules:
     """Return how the rows of a ledger are judged.
 
@@ -52,9 +59,10 @@ def gate_rules(
         kinds: What each of the network's outputs is, by name, in order.
         higher_is_better: Whether a larger metric is better.
         seed: Seed for drawing the resamples behind a bound.
+        same: The task's own word on which share of each sample's answer changed; None to go by the kinds.
     """
     limits = gate_limits(gate, higher_is_better=higher_is_better)
-    return GateRules(metric, limits, Bootstrap(gate.confidence, gate.resamples, seed), kinds)
+    return GateRules(metric, limits, Bootstrap(gate.confidence, gate.resamples, seed), kinds, same)
 
 
 def keep_choosing_ledger(

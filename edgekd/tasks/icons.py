@@ -92,7 +92,7 @@ class Icons:
     """Icons with one tag or several. Meets :class:`edgekd.training.task.protocol.Task`.
 
     Icons that are made of one ("account", "account-alert", "account-alert-outline") are in one split, and a sample's
-    ``group`` is this family. Icons without a tag are left out: nobody says that no tag fits them. Nor does anybody say
+    ``group`` is this family. Icons without a tag are left out: nobody says that no tag fits them. Nobody says either
     that an icon has all tags that fit it, so what is measured is how well the makers' own choice is foretold.
 
     Args:

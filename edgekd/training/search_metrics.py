@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekd.gram.gate import GateRules, Ledger
-    from edgekd.gram.nest import Nest
     from edgekd.training.pruning.latency import Compared
     from edgekd.training.taps.taps import Taps
     from edgekd.training.task.loading import LoadedTask
@@ -42,7 +41,7 @@ def keep_validation_ledger(task: LoadedTask, models: Mapping[str, nn.Module], ta
         name: probe(model.to(device), taps.teacher if name == "teacher" else taps.student, split)
         for name, model in models.items()
     }
-    return keep_choosing_ledger(probes, cast("Nest", truth.targets), truth.groups, task.metric, rules)
+    return keep_choosing_ledger(probes, truth.targets, truth.groups, task.scoring, rules)
 
 
 class StudentTimer:

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 #: Each number of threads is timed in turns with the other, since the machine may be busy now and idle then.
 _ROUNDS, _STEPS = 7, 3
 
-#: After this time a round is the last one, if it is not the first.
+#: After this time a round is the last one.
 _LONGEST_S = 4.0
+
+#: What is slower by this factor in its first step is timed no more: it may be slower by a thousand, and take as long.
+_HOPELESS = 5.0
 
 #: More threads are taken only where they are faster by this factor: what is gained by less is lost beside other work.
 _WORTH = 1.15
@@ -76,19 +79,23 @@ def _first_batch(task: LoadedTask, order: BatchOrder) -> Batch:
 
 
 def _time(objective: SupervisedObjective, batch: Batch, counts: list[int]) -> dict[int, float]:
-    """Return for each number of threads the median seconds of a step."""
-    seconds = {count: list[float]() for count in counts}
+    """Return for each number of threads the median seconds of a step; the first number is 1."""
     train_unfrozen(objective.tapped.model)
+
+    def seconds(count: int, steps: int) -> float:
+        with computing(Resources(count)):
+            began = time.perf_counter()
+            for _ in range(steps):
+                torch.autograd.backward(training_loss(objective, batch, 0.0)[0])
+            return (time.perf_counter() - began) / steps
+
+    seconds(counts[0], 1)  # warms up
+    first = {count: seconds(count, 1) for count in counts}
+    timed = {count: list[float]() for count in counts if first[count] <= _HOPELESS * first[counts[0]]}
     ends = time.perf_counter() + _LONGEST_S
     for turn in range(_ROUNDS):
-        if turn > 1 and time.perf_counter() > ends:
+        if turn and time.perf_counter() > ends:
             break
-        for count in counts:
-            with computing(Resources(count)):
-                began = time.perf_counter()
-                for _ in range(_STEPS):
-                    loss, _figures = training_loss(objective, batch, 0.0)
-                    torch.autograd.backward(loss)
-                if turn:  # the first one warms up
-                    seconds[count].append((time.perf_counter() - began) / _STEPS)
-    return {count: statistics.median(each) for count, each in seconds.items()}
+        for count, each in timed.items():
+            each.append(seconds(count, _STEPS))
+    return first | {count: statistics.median(each) for count, each in timed.items()}

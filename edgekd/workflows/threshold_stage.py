@@ -22,7 +22,7 @@ def _describe(alarm: Alarm) -> str:
 
 
 ALARM: StageSpec[Alarm] = StageSpec(
-    "alarm", 3, Alarm, ("onnx", "onnxruntime", "numpy"), "measure which damage costs how much of the metric", _describe
+    "alarm", 4, Alarm, ("onnx", "onnxruntime", "numpy"), "measure which damage costs how much of the metric", _describe
 )
 
 
@@ -34,8 +34,8 @@ def alarm_stage(context: Context) -> Alarm:
     graph = context.exported.folder / onnx_name(context.origin.baselines[-1])
 
     def run(_folder: Path, report: StageReporter) -> Alarm:
-        modalities = context.exported.result.facts.modalities
-        samples = AlarmSamples(context.calibration, context.origin.metric, context.rules.kinds, modalities)
+        facts, metric = context.exported.result.facts, context.origin.metric
+        samples = AlarmSamples(context.calibration, metric, context.rules.kinds, facts.modalities, facts.stand_ins)
         return measure_alarm(graph, samples, context.limits, report)
 
     config = {"limits": msgspec.to_builtins(context.limits), "kinds": msgspec.to_builtins(context.rules.kinds)}

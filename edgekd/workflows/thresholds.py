@@ -138,12 +138,14 @@ class AlarmSamples:
             number where no sample has a label. None to judge by flips.
         kinds: What each of the network's outputs is, by name.
         modalities: The inputs that may be absent; of fewer than two none is.
+        stand_ins: For some of them the inputs that take a number while it is absent.
     """
 
     path: Path
     metric: Metric | None
     kinds: Mapping[str, OutputKind] = field(default_factory=lambda: {"logits": OutputKind()})
     modalities: Sequence[str] = ()
+    stand_ins: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def measure_alarm(
@@ -299,8 +301,8 @@ def _without(feeds: Feeds, samples: AlarmSamples) -> list[Feeds]:
     """Return the samples with each modality absent, as the gate leaves it out; none of fewer than two."""
     if len(samples.modalities) < 2:
         return []
-    stand_ins = read_stand_ins(samples.path, [name for name in samples.modalities if name in feeds])
-    return [without(feeds, name, stand_in) for name, stand_in in stand_ins.items()]
+    read = [name for name in samples.modalities if name in feeds]
+    return [without(feeds, one) for one in read_stand_ins(samples.path, read, samples.stand_ins).values()]
 
 
 def _run(graph: Path | bytes, feeds: Feeds, absent: Sequence[Feeds]) -> _DamagedOutputs:

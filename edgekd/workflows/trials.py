@@ -309,7 +309,12 @@ def _keep_ledger(stages: TrainingStages) -> Ledger:
     student = load_weights(build(task.task.student, recipe.seed), distilled.folder / WEIGHTS)
     models = {"teacher": teacher, "student": student, FINETUNED: pruned}
     rules = gate_rules(
-        recipe.gate, task.metric_name, task.outputs, higher_is_better=task.higher_is_better, seed=recipe.seed
+        recipe.gate,
+        task.metric_name,
+        task.outputs,
+        higher_is_better=task.higher_is_better,
+        seed=recipe.seed,
+        same=task.own_same,
     )
     with stages.computing():
         return keep_validation_ledger(task, models, stages.taps, rules)

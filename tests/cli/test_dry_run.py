@@ -28,7 +28,7 @@ class Net(nn.Module):
         if self.kind == "dropout":
             z = nn.functional.dropout(z, 0.5)
         if self.kind == "unexportable":
-            z = z * nn.functional.adaptive_max_pool2d(z[:, None, :, None], (3, 1)).mean()
+            z = z * torch.linalg.svdvals(z[:, :, None])
         if self.kind == "softmax":
             return self.head(z).softmax(1)
         return self.head(z)

@@ -56,7 +56,7 @@ def test_it_needs_neither_torch_nor_what_builds(built, file):
     code = (
         "import sys\nfrom edgekd.cli import main\n"
         f"main(['predict', {str(built.bundle)!r}, {str(file)!r}], standalone_mode=False)\n"
-        "heavy = ('torch', 'onnx', 'msgspec', 'openvino', 'edgekd.config', 'edgekd.stages')\n"
+        "heavy = ('torch', 'onnx', 'openvino', 'edgekd.config.recipe', 'edgekd.training', 'edgekd.compress')\n"
         "print('loaded', [name for name in heavy if name in sys.modules])"
     )
     process = python("-c", code, cwd=file.parent)

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import markdown as python_markdown
+import outputs
 import pytest
 import tomllib
 from builds import build, full_profile, target, write_run
@@ -27,6 +28,7 @@ from edgekd.errors import ReportError, TargetError
 from edgekd.files import write_text
 from edgekd.report.build.markdown import report_markdown
 from edgekd.report.compare.html import document, table_html
+from edgekd.report.details.make import output_details
 from edgekd.report.escape import csv_text, json_text, markdown_code, markdown_text, one_line
 from edgekd.report.svg.draw import standalone_svg, text
 from edgekd.report.table import Column, Table, markdown
@@ -172,13 +174,14 @@ def test_half_a_character_is_kept_in_a_json_file(tmp_path):
 #: Keys of a report whose text stands for itself, and is refused where it is another.
 _FIXED = {
     *("target", "verdict", "stage", "scope", "reference", "chosen", "raw_file", "name", "recipe", "baseline", "kind"),
-    *("question", "learned", "behaviour", "structure", "undecided"),
+    *("question", "learned", "behaviour", "structure", "undecided", "kinds", "truth", "unit", "png", "series"),
 }
 
 
 def poisoned(value, key=""):
     if isinstance(value, dict):
-        return {name: poisoned(item, name) for name, item in value.items()}
+        # What an output is stands under the output's name, which is the user's own.
+        return {name: poisoned(item, key if key == "kinds" else name) for name, item in value.items()}
     if isinstance(value, list):
         return [poisoned(item, key) for item in value]
     return f"{''.join(HOSTILE[:7])}<script>{value}" if isinstance(value, str) and key not in _FIXED else value
@@ -186,7 +189,9 @@ def poisoned(value, key=""):
 
 @pytest.fixture(scope="module")
 def hostile_run(tmp_path_factory):
-    folder = write_run(tmp_path_factory.mktemp("hostile") / "run", target("cpu", profile=full_profile()))
+    details = {name: output_details(made(), outputs.pictures) for name, made in outputs.EVERY.items()}
+    result = target("cpu", profile=full_profile(), details=details)
+    folder = write_run(tmp_path_factory.mktemp("hostile") / "run", result)
     (folder / "report.json").write_text(json.dumps(poisoned(json.loads((folder / "report.json").read_text()))))
     return folder
 
@@ -200,6 +205,31 @@ def test_a_report_from_a_stranger_is_shown_in_every_form(hostile_run, form):
     assert is_shown(result.output)
     if form == "html":
         assert _Reader(result.output).tags.count("script") == 0
+
+
+def _first_picture(details):
+    return details["classes"]["worst"][0]["pictures"][0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda details: _first_picture(details).update(png="http://example.org/x.png"),
+        lambda details: _first_picture(details).update(series=["1 2 M0"]),
+        lambda details: details["classes"]["classes"]["confusion"].pop(),
+        lambda details: details["numbers"]["numbers"]["edges"].pop(),
+        lambda details: details["labels"]["curves"]["shipped"]["x"].pop(),
+    ],
+    ids=["picture", "series", "confusion", "histogram", "curve"],
+)
+def test_details_that_are_not_whole_are_one_error(tmp_path, change):
+    details = {name: output_details(made(), outputs.pictures) for name, made in outputs.EVERY.items()}
+    folder = write_run(tmp_path / "run", target("cpu", details=details))
+    report = json.loads((folder / "report.json").read_text())
+    change(report["targets"][0]["details"])
+    (folder / "report.json").write_text(json.dumps(report))
+    result = CliRunner().invoke(main, ["report", str(folder)])
+    assert (result.exit_code, result.output.count("\n")) == (ReportError.exit_code, 1), result.output
 
 
 def test_half_a_character_in_place_of_a_verdict_is_one_error(hostile_run, tmp_path):

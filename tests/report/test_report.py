@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from builds import LEDGERS, build, full_profile, further, ledger, profile, target
+from builds import LEDGERS, build, full_profile, further, ledger, profile, target, without_a_graph_of_the_teacher
 
 from edgekd.config.target import Budgets
 from edgekd.gram.verdict import QUESTIONS
@@ -105,6 +105,7 @@ def test_p99_of_too_few_samples_is_null_with_a_reason():
     [
         pytest.param(target(profile=profile(n=200)), id="few samples"),
         pytest.param(target(profile_reason="not measured: no device"), id="no profile"),
+        pytest.param(without_a_graph_of_the_teacher(), id="no graph of the teacher"),
         pytest.param(target(ledger=ledger(pruned=False)), id="not pruned"),
         pytest.param(target(ledger=ledger(metrics=(("device", math.nan),))), id="metric is NaN"),
         pytest.param(target(sizes={"shipped": 10}, deploy_logit_error=math.inf), id="no baselines, infinite error"),

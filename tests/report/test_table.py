@@ -3,10 +3,10 @@ import re
 from dataclasses import replace
 
 import pytest
-from builds import LEDGERS, LIMITS, build, ledger, profile, target
+from builds import LEDGERS, LIMITS, build, ledger, profile, target, without_a_graph_of_the_teacher
 
 from edgekd.report.build.files import report_markdown
-from edgekd.report.format import duration, factor, milliseconds, percent, size, small
+from edgekd.report.format import duration, factor, milliseconds, number, percent, size, small
 from edgekd.report.ledger_tables import candidate_table, choice_sentence, ledger_table, pruning_table, question_table
 from edgekd.report.results import CandidateResult
 from edgekd.report.table import Column, Table, engine_table, markdown, summary_table
@@ -182,6 +182,14 @@ def test_speed_is_relative_to_the_teacher():
     speeds = [row[4] for row in table.rows]
     assert speeds[0] == "1.00×"
     assert speeds[2] == factor(target().speedup("teacher"))
+
+
+def test_a_teacher_without_a_graph_has_a_row_and_speed_is_relative_to_the_student():
+    table = engine_table(without_a_graph_of_the_teacher())
+    teacher, student, shipped = table.rows
+    assert teacher[:7] == ("teacher", *["not measured"] * 3, "–", "not measured", "not measured")
+    assert teacher[7] == number(target().row("teacher").metric)
+    assert (student[4], shipped[4]) == ("1.00×", factor(target().speedup("student")))
 
 
 def test_withheld_quantiles_are_said_in_words():

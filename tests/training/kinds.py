@@ -192,6 +192,55 @@ class Sides(nn.Module):
         return self.out(torch.cat([self.left(x[..., :4].flatten(1)), self.right(x[..., 4:].flatten(1))], 1).relu())
 
 
+class Slices(Stem):
+    """A convolution that works in slices; a transposed one where it is said."""
+
+    def __init__(self, transposed=False):
+        super().__init__()
+        self.sliced = nn.ConvTranspose2d(32, 32, 2, 2, groups=4) if transposed else nn.Conv2d(32, 32, 3, groups=4)
+        self.point = nn.Conv2d(32, 32, 1)
+
+    def read(self, x):
+        return self.point(self.sliced(x).relu()).mean((2, 3))
+
+
+class Halved(Stem):
+    """A gated linear unit."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.hidden = nn.Linear(32, 64), nn.Linear(32, 32)
+
+    def read(self, x):
+        return self.hidden(functional.glu(self.wide(x.mean((2, 3)))))
+
+
+class Bag(Stem):
+    """A bag of tokens beside the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.bag = nn.EmbeddingBag(5, 32)
+
+    def forward(self, x):
+        tokens = self.bag((x[:, 0, 0].clamp(-2, 2) + 2).long())
+        return self.out(self.conv(x).relu().mean((2, 3)) + tokens)
+
+
+class DeeplySupervised(Beside):
+    """A second head on a map in the middle, which puts out a nest, in training alone."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(32, WIDTH))
+        self.first, self.second = nn.Conv2d(3, 32, 3, 2, 1), nn.Conv2d(32, 32, 3, padding=1)
+        self.aux = nn.Sequential(nn.Conv2d(32, 24, 1), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, CLASSES, 1))
+
+    def forward(self, a, b):
+        middle = self.first(a).relu()
+        logits = super().forward(self.second(middle).relu().mean((2, 3)), b)
+        return {"logits": logits, "aux": self.aux(middle)} if self.training else logits
+
+
 class Excited(Stem):
     """Channel attention (SE)."""
 

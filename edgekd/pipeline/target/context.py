@@ -247,7 +247,8 @@ class Context:
         """How the rows of a ledger are judged."""
         facts, seed = self.exported.result.facts, self.recipe.seed
         gate, higher_is_better = self.recipe.gate, facts.higher_is_better
-        return gate_rules(gate, facts.metric, facts.outputs, higher_is_better=higher_is_better, seed=seed)
+        same = self.origin.same if facts.own_same else None
+        return gate_rules(gate, facts.metric, facts.outputs, higher_is_better=higher_is_better, seed=seed, same=same)
 
     def leave_out(self, name: str, error: ModelError, folder: Path, report: StageReporter) -> str:
         """Warn that a candidate is left out, and return why, without the path of a folder of the cache."""

@@ -92,10 +92,10 @@ def _describe_ledgers(checked: CheckedLedgers) -> str:
 
 
 EVALUATE: StageSpec[DeviceOutputs] = StageSpec(
-    "evaluate", 8, DeviceOutputs, (), "run the candidates on the device and probe them", _describe_outputs
+    "evaluate", 9, DeviceOutputs, (), "run the candidates on the device and probe them", _describe_outputs
 )
 CHECK: StageSpec[CheckedLedgers] = StageSpec(
-    "check", 10, CheckedLedgers, (), "keep each candidate's ledger and judge it", _describe_ledgers
+    "check", 11, CheckedLedgers, (), "keep each candidate's ledger and judge it", _describe_ledgers
 )
 
 

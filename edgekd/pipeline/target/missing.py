@@ -61,7 +61,7 @@ def _describe(missing: MissingModalities) -> str:
 
 MISSING: StageSpec[MissingModalities] = StageSpec(
     "missing",
-    1,
+    2,
     MissingModalities,
     LIBRARIES,
     "compare what ships with its reference with each modality absent",
@@ -92,7 +92,7 @@ def measure_missing(
         why = tuple(why for kind in rules.kinds.values() if not rules.same and (why := _not_measurable(kind)))
         if len(why) == len(rules.kinds):
             return MissingModalities({}, why)
-        stand_ins = read_stand_ins(context.calibration, facts.modalities)
+        stand_ins = read_stand_ins(context.calibration, facts.modalities, facts.stand_ins)
         reference = context.exported.folder / onnx_name(context.origin.baselines[-1])
         try:
             with AS_WRITTEN.open(reference) as exact, runtime.open(candidate.folder / DEPLOY) as ours:
@@ -112,28 +112,46 @@ def measure_missing(
     return context.stage(MISSING, label, config=config, inputs=inputs, run=run)
 
 
-def read_stand_ins(samples: Path, modalities: Sequence[str]) -> dict[str, Array]:
-    """Return for each modality what stands in for it where it is absent, of a shape that broadcasts to a sample.
+def read_stand_ins(
+    samples: Path, modalities: Sequence[str], numbers: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, Array]]:
+    """Return for each modality what its inputs take where it is absent, each of a shape that broadcasts to a sample.
 
-    It is the mean of what is there in the samples that lack it; where none does, the mean of each channel, the first
-    dimension of a sample, over all samples.
+    It is the number that the task says. Else it is the mean of what is there in the samples that lack it; where none
+    does, the mean of each channel, the first dimension of a sample, over all samples.
+
+    Args:
+        samples: The ``.npz`` of the samples.
+        modalities: Names of the modalities.
+        numbers: For some modalities the inputs that take a number, such as ids and masks.
     """
-    stand_ins: dict[str, Array] = {}
+    stand_ins: dict[str, dict[str, Array]] = {}
     with open_arrays(samples) as arrays:
         for name in modalities:
+            said = {
+                key: np.asarray(value, arrays[INPUT_PREFIX + key].dtype) for key, value in numbers.get(name, {}).items()
+            }
+            stand_ins[name] = said
+            if name in said:
+                continue
             x, present = arrays[INPUT_PREFIX + name], arrays.get(PRESENT_PREFIX + name)
             if present is not None and not present.all():
                 mean = x[~present].mean(0, dtype=np.float64)
             else:
                 over = tuple(axis for axis in range(x.ndim) if axis != 1)
                 mean = x.mean(over, dtype=np.float64, keepdims=True)[0]
-            stand_ins[name] = np.asarray(mean, x.dtype)
+            said[name] = np.asarray(mean, x.dtype)
     return stand_ins
 
 
-def without(feeds: Feeds, name: str, stand_in: Array) -> Feeds:
-    """Return samples in each of which a modality is absent: something stands in for it."""
-    return {**feeds, name: np.ascontiguousarray(np.broadcast_to(stand_in, feeds[name].shape))}
+def without(feeds: Feeds, stand_ins: Mapping[str, Array]) -> Feeds:
+    """Return samples in each of which a modality is absent: something stands in for its inputs."""
+    changed = {
+        name: np.ascontiguousarray(np.broadcast_to(x, feeds[name].shape))
+        for name, x in stand_ins.items()
+        if name in feeds
+    }
+    return {**feeds, **changed}
 
 
 def _not_measurable(kind: OutputKind) -> str | None:
@@ -164,7 +182,9 @@ class _SessionPair:
     samples: Path
 
 
-def _compare(pair: _SessionPair, stand_ins: Mapping[str, Array], report: StageReporter) -> MissingModalities:
+def _compare(
+    pair: _SessionPair, stand_ins: Mapping[str, Mapping[str, Array]], report: StageReporter
+) -> MissingModalities:
     feeds = read_feeds(pair.samples, pair.reference.inputs)
     with open_arrays(pair.samples) as arrays:
         ids, groups = arrays["ids"], arrays.get("groups")
@@ -174,7 +194,7 @@ def _compare(pair: _SessionPair, stand_ins: Mapping[str, Array], report: StageRe
         if name not in feeds:
             notes.append(f"Answers without {name} are not measured: the float network does not read it.")
             continue
-        absent = without(feeds, name, stand_in)
+        absent = without(feeds, stand_in)
         try:
             reference, candidate = (
                 Probe(ids, answers_of(_outputs(session, absent)), {}) for session in (pair.reference, pair.candidate)

@@ -61,12 +61,12 @@ def probe_variants(run: Callable[[str], Outputs], samples: Path, where: str) -> 
         ModelError: the two variants disagree.
     """
     full, deploy = run(PROBE_GRAPH), run(DEPLOY)
-    errors = {name: float(np.abs(x - full[name]).max()) for name, x in deploy.items()}
+    numbers = {name: x.astype(np.float64) for name, x in deploy.items()}  # of integers and truth values, too
+    errors = {name: float(np.abs(x - full[name]).max()) for name, x in numbers.items()}
     for name, error in errors.items():
-        if not error <= _DEPLOY_TOLERANCE * float(np.abs(deploy[name]).max()):
+        if not error <= _DEPLOY_TOLERANCE * float(np.abs(numbers[name]).max()):
             raise ModelError(f"{where}: deploy.onnx and probe.onnx disagree by {error:.3g} in output '{name}'")
-    embeddings = {name: x for name, x in full.items() if name not in deploy}
-    return join_probe({**deploy, **embeddings}, samples), max(errors.values())
+    return join_probe({**full, **deploy}, samples), max(errors.values())  # in the order of the probe's outputs
 
 
 def probe_on_device(

@@ -20,6 +20,7 @@ from edgekd.files import scratch_folder
 from edgekd.pipeline.target.blame import blame_candidate
 from edgekd.pipeline.target.compile import build_ahead, compiles
 from edgekd.pipeline.target.context import OUTPUTS, Context
+from edgekd.pipeline.target.details import detail_shipped
 from edgekd.pipeline.target.evaluate import evaluate
 from edgekd.pipeline.target.judge import judge_shipped
 from edgekd.pipeline.target.outputs import run_on_host
@@ -67,7 +68,7 @@ class TriedTarget:
 
 PREFLIGHT_TARGET: StageSpec[TriedTarget] = StageSpec(
     "preflight_target",
-    2,
+    3,
     TriedTarget,
     ("onnx", "onnxruntime"),
     "quantize, build, run, judge and bundle the untrained student for the target",
@@ -189,6 +190,7 @@ def _ship(given: UntrainedTarget, cache: Cache, report: StageReporter) -> None:
     if int8 is not None and quantize_config.repair != "off":
         return_layers(context, int8, blame_candidate(context, int8), "auto")
     shipped, _ = judge_shipped(context, evaluate(context, candidates).candidates[0])
+    detail_shipped(context, shipped)
     measure_shipped(context, shipped)
     bundled = bundle(context, shipped, None)
     if given.target.compile is None:  # a plan is of the trained weights

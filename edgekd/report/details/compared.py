@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 #: Target of what has no label, in every kind of output that is of classes.
 IGNORED = -100
 
+#: A change of numbers of less is no change that a figure shows, and mostly rounding.
+_LEAST_CHANGE = 5e-4
+
 #: Characters of what is said of one sample.
 _SAID = 100
 
@@ -121,6 +124,12 @@ def mean_of(values: Array) -> float | None:
     known = values[~np.isnan(values)]
     mean = float(known.mean()) if known.size else np.nan
     return mean if np.isfinite(mean) else None
+
+
+def shown_change(moved: Array) -> Array:
+    """Return how far answers moved [N], infinite where one is not finite, and 0 where it is less than is shown."""
+    known = np.nan_to_num(moved, nan=np.inf)
+    return np.asarray(np.where(known < _LEAST_CHANGE, 0.0, known))
 
 
 def cut(words: str) -> str:

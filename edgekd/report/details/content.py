@@ -5,12 +5,16 @@ All of it is small: counts, curves of some points, and a few samples. A figure t
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 #: What answers are held against: the samples' own labels or targets, or, where there are none, the reference's answers.
 Truth = Literal["labels", "reference"]
+
+#: A picture that a page may show, and the numbers of a series: of a stranger's report nothing else is taken for them.
+Png = Annotated[str, Meta(pattern="^(data:image/png;base64,[A-Za-z0-9+/=]*)?$")]
+Channel = Annotated[str, Meta(pattern="^[0-9]{1,3}( [0-9]{1,3}){0,63}$")]
 
 
 class ClassRow(Struct, frozen=True):
@@ -66,6 +70,10 @@ class ClassFigures(Struct, frozen=True):
     confusion: tuple[tuple[int, ...], ...]
     confused: tuple[ConfusedPair, ...]
 
+    def __post_init__(self) -> None:
+        if self.confusion and {len(self.confusion), *map(len, self.confusion)} != {len(self.rows)}:
+            raise ValueError(f"confusions are not those of {len(self.rows)} classes")
+
 
 class DetailCurve(Struct, frozen=True):
     """A curve of one model, e.g. of precision over recall.
@@ -77,6 +85,10 @@ class DetailCurve(Struct, frozen=True):
 
     x: tuple[float, ...]
     y: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y):
+            raise ValueError(f"a curve has {len(self.x)} places and {len(self.y)} heights")
 
 
 class ElementRow(Struct, frozen=True):
@@ -115,6 +127,10 @@ class NumberFigures(Struct, frozen=True):
     edges: tuple[float, ...]
     histogram: dict[str, tuple[int, ...]]
     points: dict[str, DetailCurve]
+
+    def __post_init__(self) -> None:
+        if len(self.edges) < 2 or any(len(counts) != len(self.edges) - 1 for counts in self.histogram.values()):
+            raise ValueError(f"a histogram is not of the {len(self.edges) - 1} bins between its edges")
 
 
 class RecallRow(Struct, frozen=True):
@@ -187,8 +203,8 @@ class InputPicture(Struct, frozen=True):
     """
 
     name: str
-    png: str = ""
-    series: tuple[str, ...] = ()
+    png: Png = ""
+    series: tuple[Channel, ...] = ()
 
 
 class Retrieved(Struct, frozen=True):

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from edgekd.gram.answers import sample_errors
 from edgekd.report.details.classes import describe_classes
-from edgekd.report.details.compared import Findings, mean_of
+from edgekd.report.details.compared import Findings, mean_of, shown_change
 from edgekd.report.details.content import (
     ChangedAnswers,
     GroupFigures,
@@ -113,7 +113,7 @@ def _describe_others(compared: ComparedOutput) -> Findings:
         flips_by="length of the difference over the length of the reference's output",
         scores={compared.shipped: np.full(rows, np.nan)},
         bad=np.zeros(rows),
-        moved=np.nan_to_num(moved, nan=np.inf),
+        moved=shown_change(moved),
         say=lambda _model, _row: "",
         true=lambda _row: "",
         decides=False,

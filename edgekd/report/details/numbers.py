@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.report.details.classes import NOT_FINITE
-from edgekd.report.details.compared import Findings, cut, mean_of
+from edgekd.report.details.compared import Findings, cut, mean_of, shown_change
 from edgekd.report.details.content import DetailCurve, ElementRow, InputPicture, NumberFigures
 from edgekd.report.details.pictures import grey_picture
 
@@ -37,7 +37,7 @@ def describe_numbers(compared: ComparedOutput) -> Findings:
     scores = {model: _root_mean_square(error) for model, error in errors.items()}
     apart = _root_mean_square((outputs[compared.shipped] - outputs[compared.reference]) / scale)
     threshold = compared.kind.threshold
-    moved, decides = np.nan_to_num(apart, nan=np.inf), threshold is not None
+    moved, decides = shown_change(apart), threshold is not None
     if threshold is not None:
         sides = [outputs[model] >= threshold for model in (compared.shipped, compared.reference)]
         moved = (sides[0] != sides[1]).sum(1).astype(np.float64)

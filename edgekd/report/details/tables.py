@@ -17,7 +17,7 @@ def detail_lines(details: OutputDetails) -> Iterator[str]:
     """Yield sentences on how good the answers are, and on how many are not the reference's any more."""
     models = details.models
     if details.truth == "labels":
-        scores = ", ".join(f"{model} {number(details.mean_score[model])}" for model in models)
+        scores = ", ".join(f"{model} {number(details.mean_score.get(model))}" for model in models)
         counted = (
             f"{details.labelled:,} of {details.samples:,} samples"
             if details.labelled < details.samples
@@ -121,9 +121,9 @@ def number_table(details: OutputDetails) -> Table | None:
         (
             str(row.element),
             significant(row.deviation),
-            *(_figure(row.error[model]) for model in models),
-            *(_figure(row.bias[model]) for model in models),
-            *(number(row.r2[model], ".3f") for model in models),
+            *(_figure(row.error.get(model)) for model in models),
+            *(_figure(row.bias.get(model)) for model in models),
+            *(number(row.r2.get(model), ".3f") for model in models),
         )
         for row in figures.rows
     )
@@ -145,8 +145,8 @@ def recall_table(details: OutputDetails) -> Table | None:
         (
             row.name,
             f"{row.support:,}",
-            *(number(row.first[model], ".3f") for model in models),
-            *(number(row.five[model], ".3f") for model in models),
+            *(number(row.first.get(model), ".3f") for model in models),
+            *(number(row.five.get(model), ".3f") for model in models),
         )
         for row in details.retrieval
     )
@@ -165,11 +165,16 @@ def token_table(details: OutputDetails) -> Table | None:
     rows = tuple(
         (
             model,
-            f"{errors.substituted[model]:,}",
-            f"{errors.deleted[model]:,}",
-            f"{errors.inserted[model]:,}",
-            number(_share(errors.substituted[model] + errors.deleted[model] + errors.inserted[model], errors.tokens)),
-            number(errors.whole[model]),
+            f"{errors.substituted.get(model, 0):,}",
+            f"{errors.deleted.get(model, 0):,}",
+            f"{errors.inserted.get(model, 0):,}",
+            number(
+                _share(
+                    errors.substituted.get(model, 0) + errors.deleted.get(model, 0) + errors.inserted.get(model, 0),
+                    errors.tokens,
+                )
+            ),
+            number(errors.whole.get(model)),
         )
         for model in details.models
     )
@@ -188,7 +193,7 @@ def group_table(details: OutputDetails) -> Table | None:
     models = details.models
     columns = (Column("group", right=False), Column("samples"), *(Column(model) for model in models))
     rows = tuple(
-        (row.name or f"#{place}", f"{row.samples:,}", *(number(row.score[model]) for model in models))
+        (row.name or f"#{place}", f"{row.samples:,}", *(number(row.score.get(model)) for model in models))
         for place, row in enumerate(groups.rows, 1)
     )
     notes = (f"{_sentence(details.score)}; {len(rows)} of {groups.count} groups, the worst first.",)
@@ -211,7 +216,7 @@ def sample_table(details: OutputDetails, samples: tuple[SampleDetails, ...], tit
         (
             sample.id,
             *([sample.true or NOTHING] if known else []),
-            *(sample.said[model] or NOTHING for model in said),
+            *(sample.said.get(model) or NOTHING for model in said),
             figure_words(sample),
         )
         for sample in samples
@@ -227,8 +232,7 @@ def figure_words(sample: SampleDetails) -> str:
 
 def who_is_right(details: OutputDetails, sample: SampleDetails) -> str:
     """Say which of what ships and what it was made of is nearer to what is true; "" where nothing is known."""
-    shipped = details.models[0]
-    mine, theirs = sample.score.get(shipped), sample.score.get(details.reference)
+    mine, theirs = sample.score.get(next(iter(details.models), "")), sample.score.get(details.reference)
     if mine is None or theirs is None:
         return ""
     if mine == theirs:

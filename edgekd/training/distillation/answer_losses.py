@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,9 +13,9 @@ from edgekd.errors import TaskError
 from edgekd.stages.user_code import describe
 from edgekd.training.distillation.kinds.facts import OutputFacts
 from edgekd.training.distillation.kinds.registry import KIND_LOSSES
-from edgekd.training.loop.evaluate import ground_truth
+from edgekd.training.loop.evaluate import batches
 from edgekd.training.task.protocol import ArraySplit
-from edgekd.training.task.targets import map_nest
+from edgekd.training.task.targets import join_nests
 
 if TYPE_CHECKING:
     from edgekd.gram.output_kind import OutputKind
@@ -154,7 +153,7 @@ def _variances(task: LoadedTask, names: list[str]) -> dict[str, Tensor]:
     if isinstance(split, ArraySplit) and split.targets is not None:
         targets = split.targets
     else:
-        targets = map_nest(lambda x: torch.from_numpy(np.asarray(x)), ground_truth(split).targets)
+        targets = join_nests(torch.cat, [batch.targets for batch in batches(split)])
     variances = {}
     for name in names:
         values = output_target(name, targets, len(task.outputs)).double()

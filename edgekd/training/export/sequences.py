@@ -16,6 +16,9 @@ from torch.nn.utils.rnn import PackedSequence
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+#: What a gate adds up to that is shut or open for certain: its sigmoid is 0 or 1, in half precision too.
+_SHUT = 1e4
+
 
 @contextmanager
 def padded_sequences() -> Iterator[None]:
@@ -66,7 +69,7 @@ def run_packed(layer: nn.RNNBase, packed: PackedSequence, state: Any) -> tuple[P
     lengths = _lengths(packed.data, packed.batch_sizes)
     if state is not None and packed.sorted_indices is not None:
         state = _in_order(state, packed.sorted_indices)
-    y, last = (_run_steps if layer.proj_size else _run_operator)(layer, packed.data, state, lengths)
+    y, last = _run(layer, packed.data, state, lengths)
     if packed.unsorted_indices is not None:
         last = _in_order(last, packed.unsorted_indices)
     return PackedSequence(y, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices), last
@@ -78,7 +81,7 @@ def run_projected(layer: nn.LSTM, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     x = x[:, None] if alone else x.transpose(0, 1) if layer.batch_first else x
     if alone and state is not None:
         state = tuple(each[:, None] for each in state)
-    y, last = _run_steps(layer, x, state, None)
+    y, last = _run(layer, x, state, None)
     if alone:
         return y[:, 0], tuple(each[:, 0] for each in last)
     return (y.transpose(0, 1) if layer.batch_first else y), last
@@ -89,75 +92,63 @@ def _in_order(state: Any, order: Tensor) -> Any:
     return tuple(each[:, order] for each in state) if isinstance(state, tuple) else state[:, order]
 
 
-#: For each kind of layer ONNX's operator, and its order of the gates that torch has as LSTM: input, forget, cell,
-#: output; GRU: reset, update, new.
-_OPERATORS = {
-    "LSTM": ("LSTM", (0, 3, 1, 2)),
-    "GRU": ("GRU", (1, 0, 2)),
-    "RNN_TANH": ("RNN", (0,)),
-    "RNN_RELU": ("RNN", (0,)),
-}
+def _run(layer: nn.RNNBase, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
+    """Run a recurrent layer over [T, B, D], of which each sequence has a length; None for all steps.
 
+    Engine libraries differ in what they make of the lengths that ONNX's recurrent operators take, so none is given
+    any: a sequence is turned round by its own length, and what it has at its end is looked up.
 
-def _run_operator(layer: nn.RNNBase, x: Tensor, state: Any, lengths: Tensor) -> tuple[Tensor, Any]:
-    """Run a recurrent layer [T, B, D] as ONNX's operators, which take the lengths; torch has nothing that does."""
+    Returns:
+        The outputs [T, B, H], in which what is past a sequence's end is arbitrary, and the last states.
+    """
     ways = 1 + layer.bidirectional
-    states = state if isinstance(state, tuple) else () if state is None else (state,)
-    lasts = []
-    for number in range(layer.num_layers):
-        rows = slice(number * ways, (number + 1) * ways)
-        y, *last = _operator(layer, x, [each[rows] for each in states], layer.all_weights[rows], lengths)
-        x = y.transpose(1, 2).flatten(2)
-        lasts.append(last)
-    together = tuple(torch.cat(each) for each in zip(*lasts, strict=True))
-    return x, together if layer.mode == "LSTM" else together[0]
-
-
-def _operator(
-    layer: nn.RNNBase, x: Tensor, states: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], lengths: Tensor
-) -> Sequence[Tensor]:
-    """Return the outputs [T, ways, B, H] of one layer, and its last states [ways, B, H]."""
-    name, order = _OPERATORS[layer.mode]
-    ways, hidden = len(weights), layer.hidden_size
-
-    def gates(weight: Tensor) -> Tensor:
-        parts = weight.chunk(len(order))
-        return torch.cat([parts[place] for place in order])
-
-    stacked = [torch.stack([gates(way[place]) for way in weights]) for place in (0, 1)]
-    bias = torch.stack([torch.cat([gates(way[2]), gates(way[3])]) for way in weights]) if layer.bias else None
-    options: dict[str, Any] = {"hidden_size": hidden, "direction": "bidirectional" if ways > 1 else "forward"}
-    if layer.mode == "GRU":
-        options["linear_before_reset"] = 1
-    if layer.mode == "RNN_RELU":
-        options["activations"] = ["Relu"] * ways
-    last = (ways, x.shape[1], hidden)
-    shapes = [(x.shape[0], ways, x.shape[1], hidden), *[last] * (1 + (layer.mode == "LSTM"))]
-    inputs = [x, *stacked, bias, lengths.to(torch.int32), *states]
-    return torch.onnx.ops.symbolic_multi_out(
-        f"::{name}", inputs, options, dtypes=[x.dtype] * len(shapes), shapes=shapes
-    )
-
-
-def _run_steps(layer: nn.RNNBase, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
-    """Run an LSTM that projects, [T, B, D], step by step, for sequences of some lengths or of all steps."""
-    ways = 1 + layer.bidirectional
+    states = _zeros(layer, x) if state is None else state if isinstance(state, tuple) else (state,)
     lasts = []
     for number in range(layer.num_layers):
         outputs = []
         for way in range(ways):
             place = number * ways + way
-            initial = [z[place] for z in state or _zeros(layer, x)]
-            h, c = _steps(layer, _turned(x, lengths) if way else x, initial, layer.all_weights[place])
-            outputs.append(_turned(h, lengths) if way else h)
-            lasts.append((_at_end(h, lengths), _at_end(c, lengths)))
+            initial, weights = [z[place : place + 1] for z in states], layer.all_weights[place]
+            y, last = _one_way(layer, _turned(x, lengths) if way else x, initial, weights, lengths)
+            outputs.append(_turned(y, lengths) if way else y)
+            lasts.append(last)
         x = torch.cat(outputs, 2)
-    return x, tuple(torch.cat(each) for each in zip(*lasts, strict=True))
+    together = tuple(torch.cat(each) for each in zip(*lasts, strict=True))
+    return x, together if layer.mode == "LSTM" else together[0]
+
+
+def _one_way(
+    layer: nn.RNNBase, x: Tensor, initial: Sequence[Tensor], weights: Sequence[Tensor], lengths: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run one layer in one direction; return its outputs and last states."""
+    options = (layer.bias, 1, 0.0, False, False, False)
+    if layer.proj_size or lengths is None:
+        y, cells = _steps(layer, x, [z[0] for z in initial], weights)
+        return y, (_at_end(y, lengths), _at_end(cells, lengths))
+    if layer.mode == "LSTM":
+        x, weights = _holding(x, weights, lengths)
+        y, _, cell = torch.lstm(x, tuple(initial), list(weights), *options)
+        return y, (_at_end(y, lengths), cell)
+    run = {"GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}[layer.mode]
+    y, _ = run(x, initial[0], list(weights), *options)
+    return y, (_at_end(y, lengths),)
+
+
+def _holding(x: Tensor, weights: Sequence[Tensor], lengths: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Return inputs and weights of an LSTM that keeps its cell past a sequence's end, so that the last is that there.
+
+    One input more is 1 there: it shuts the input gate and opens the forget gate.
+    """
+    over = (~_is_there(x, lengths)).to(x.dtype)[..., None]
+    hidden = len(weights[0]) // 4
+    gates = torch.cat([x.new_full((hidden, 1), -_SHUT), x.new_full((hidden, 1), _SHUT), x.new_zeros(2 * hidden, 1)])
+    return torch.cat([x, over], 2), [torch.cat([weights[0], gates], 1), *weights[1:]]
 
 
 def _zeros(layer: nn.RNNBase, x: Tensor) -> list[Tensor]:
-    """Return the states [layers, B, H] that an LSTM begins with where it is given none."""
-    count, widths = layer.num_layers * (1 + layer.bidirectional), (layer.proj_size, layer.hidden_size)
+    """Return the states [layers, B, H] that a recurrent layer begins with where it is given none."""
+    count, widths = layer.num_layers * (1 + layer.bidirectional), [layer.proj_size or layer.hidden_size]
+    widths += [layer.hidden_size] * (layer.mode == "LSTM")
     return [x.new_zeros(count, x.shape[1], width) for width in widths]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from edgekd.errors import ModelError
 from edgekd.files import write_text
+from edgekd.gram.nest import TARGET, flatten
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX, PRESENT_PREFIX
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import write_arrays
@@ -33,10 +34,9 @@ from edgekd.stages.artifacts import (
 from edgekd.training.export.onnx import write_onnx
 from edgekd.training.loop.evaluate import batches, ground_truth, probe
 from edgekd.training.taps.taps import TappedModel
-from edgekd.training.task.targets import leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from edgekd.stages.progress import StageReporter
     from edgekd.training.export.onnx import ExportNetwork
     from edgekd.training.task.loading import LoadedTask
+    from edgekd.training.task.modality import Modality
     from edgekd.training.task.protocol import Split
 
 _PARITY_SAMPLES = 64
@@ -132,7 +133,18 @@ def _facts(task: LoadedTask, widths: Mapping[str, int]) -> TaskFacts:
         {name: task.class_names(name, count) for name, count in widths.items()},
         inputs,
         modalities=task.modalities,
+        stand_ins=_stand_ins(task.task.modalities),
+        own_same=task.own_same is not None,
     )
+
+
+def _stand_ins(inputs: Sequence[Modality]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for one in inputs:
+        number = one.absent if one.of else one.stand_in
+        if number is not None:
+            found.setdefault(one.of or one.name, {})[one.name] = number
+    return found
 
 
 def save_samples(split: Split, path: Path) -> None:
@@ -150,7 +162,7 @@ def save_samples(split: Split, path: Path) -> None:
     if truth.groups is not None:
         arrays["groups"] = truth.groups
     if truth.has_targets:
-        arrays |= leaves(truth.targets)
+        arrays |= flatten(truth.targets, TARGET)
     write_arrays(path, {"ids": truth.ids, "labels": truth.labels, **arrays})
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from edgekd.gram.drift import measure_drift
 from edgekd.gram.intervals import Bootstrap
+from edgekd.gram.nest import take_rows
 from edgekd.gram.npz import EMBEDDING_PREFIX, answers_of, embeddings_of
 from edgekd.gram.probe import Probe
 from edgekd.stages.artifacts import PROBE, WEIGHTS
@@ -19,19 +20,20 @@ from edgekd.training.loop import distributed
 from edgekd.training.loop.weights import save_weights
 from edgekd.training.taps.taps import TappedModel
 from edgekd.training.task.protocol import Batch, Split, as_dataset, collate, read_batch
-from edgekd.training.task.targets import join_nests, map_nest
+from edgekd.training.task.targets import join_nests, numpy_nest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import nn
+    from torch import Tensor, nn
 
     from edgekd.config.recipe import Tap
+    from edgekd.gram.nest import Nest
     from edgekd.training.loop.loop import Epoch
     from edgekd.training.task.loading import LoadedTask
-    from edgekd.training.task.targets import Nest
+    from edgekd.training.task.targets import Nest as TensorNest
 
 _BATCH = 256
 
@@ -53,7 +55,7 @@ class GroundTruth:
     ids: NDArray[np.str_]
     labels: NDArray[np.int64]
     groups: NDArray[np.str_] | None
-    targets: Nest[NDArray[np.generic]]
+    targets: Nest
 
     @property
     def has_targets(self) -> bool:
@@ -63,7 +65,7 @@ class GroundTruth:
     def part(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> GroundTruth:
         """Return the ground truth of some samples."""
         labels = self.labels[rows]
-        targets = map_nest(lambda x: x[rows], self.targets) if self.has_targets else labels
+        targets = take_rows(self.targets, rows) if self.has_targets else labels
         return GroundTruth(self.ids[rows], labels, None if self.groups is None else self.groups[rows], targets)
 
 
@@ -83,7 +85,7 @@ def ground_truth(split: Split, check: Callable[[Batch], None] | None = None) -> 
     ids: list[str] = []
     groups: list[str] = []
     labels: list[NDArray[np.int64]] = []
-    targets: list[Nest[NDArray[np.generic]]] = []
+    targets: list[TensorNest[Tensor]] = []
     for batch in batches(split):
         if check is not None:
             check(batch)
@@ -91,9 +93,9 @@ def ground_truth(split: Split, check: Callable[[Batch], None] | None = None) -> 
         groups += batch.groups
         labels.append(batch.labels.numpy())
         if batch.has_targets:
-            targets.append(map_nest(lambda x: x.numpy(), batch.targets))
+            targets.append(batch.targets)
     all_labels = np.concatenate(labels)
-    joined = join_nests(np.concatenate, targets) if targets else all_labels
+    joined = numpy_nest(join_nests(torch.cat, targets)) if targets else all_labels
     return GroundTruth(np.array(ids), all_labels, np.array(groups) if any(groups) else None, joined)
 
 

@@ -58,8 +58,8 @@ def _channels(name: str, moments: _RunningMoments, modalities: Mapping[str, Moda
         if other.of == name and other.absent is not None
     }
     if not modality.is_float:
-        stand_in = next(value for value in (modality.absent, modality.pad, 0) if value is not None)
-        return ChannelStatistics(_full(modality, stand_in), None, companions)
+        assert modality.stand_in is not None
+        return ChannelStatistics(_full(modality, modality.stand_in), None, companions)
     mean, deviation = moments.channels()
     given = None if modality.absent is None else np.full_like(mean, modality.absent)
     return ChannelStatistics((mean if given is None else given).astype(modality.dtype), deviation, companions)

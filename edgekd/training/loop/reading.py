@@ -13,7 +13,7 @@ import sys
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -152,9 +152,20 @@ def _worker_errors() -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         raise ModelError(
-            "a process that reads samples (workers) ended: its memory may be used up, which fewer workers spare; or "
-            "edgekd was called in a script outside of 'if __name__ == \"__main__\":', which every worker runs again"
+            "a process that reads samples (workers) ended: its memory may be used up, which fewer workers spare, or "
+            "the code that reads a sample ends its process"
         ) from error
+
+
+@contextmanager
+def _unknown_script() -> Iterator[None]:
+    """Start processes within the context that do not run again the script that runs now, as spawned ones would."""
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def _as_it_is(batch: Any) -> Any:  # torch's annotation has it be a list
@@ -195,7 +206,9 @@ class TrainingBatches:
             EdgekdError: A sample cannot be read, or a worker ended.
         """
         with _worker_errors():
-            for batch in self._loader:
+            with _unknown_script():
+                batches = iter(self._loader)
+            for batch in batches:
                 if isinstance(batch, EdgekdError):
                     raise batch
                 yield batch

@@ -32,6 +32,7 @@ from edgekd.training.preflight.networks import (
     run_unregistered,
 )
 from edgekd.training.preflight.outputs import check_shapes_agree, label_names
+from edgekd.training.preflight.room import needed_bytes
 from edgekd.training.preflight.samples import check_batch_shapes, check_samples
 from edgekd.training.preflight.steps import try_distillation, try_teacher
 from edgekd.training.preflight.suspicions import describe_metric, describe_network
@@ -57,7 +58,7 @@ _ANSWERED = 64
 _STEPS = 5
 
 
-def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -> None:
+def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -> int:
     """Read every sample, run and train both untrained networks on a few, and call the metric.
 
     Args:
@@ -65,6 +66,9 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -
         taps: Where the embeddings of both networks are.
         recipe: What is to be trained.
         report: Receives progress, and warnings of what no later stage will stop at.
+
+    Returns:
+        About how many bytes the build will write into its cache.
 
     Raises:
         TaskError: A tap is wrong, a network does not take the samples or one alone, gives two results for one input or
@@ -93,7 +97,9 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -
         answer = _check_metric(task, student, taps.student, [x[:_ANSWERED] for x in first.inputs.values()], truths)
         for warning in describe_metric(task, recipe, answer, truths["test"]):
             report.warn(warning)
-    report.advance(5, _STEPS, f"{sum(len(truth.ids) for truth in truths.values()):,} samples are in order")
+    counts = {name: len(truth.ids) for name, truth in truths.items()}
+    report.advance(5, _STEPS, f"{sum(counts.values()):,} samples are in order")
+    return needed_bytes(teacher.model, student.model, first.inputs.values(), counts)
 
 
 def _networks(task: LoadedTask, recipe: Recipe) -> tuple[BuiltNetwork, BuiltNetwork, Recipe]:

@@ -99,7 +99,9 @@ def _few(truths: Mapping[str, GroundTruth]) -> Iterator[str]:
 
 
 def _labels(truths: Mapping[str, GroundTruth], classes: Sequence[str]) -> Iterator[str]:
-    """Yield what is odd about the labels; nothing where samples have none."""
+    """Yield what is odd about the labels; nothing where they stand for no classes, or samples have none."""
+    if not classes:
+        return
     for name in ("train", "val", "test"):
         labels = truths[name].targets
         if not classes or not isinstance(labels, np.ndarray) or labels.ndim != 1:

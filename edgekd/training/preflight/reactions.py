@@ -18,11 +18,8 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import Tap
     from edgekd.training.preflight.networks import BuiltNetwork
+    from edgekd.training.taps.taps import TapOutputs
     from edgekd.training.task.loading import LoadedTask
-
-#: Smallest change, as a share of the largest magnitude, that counts. What a modality does not reach stays the same to
-#: the last bit, but for networks that look at the whole batch.
-_CHANGED = 1e-5
 
 #: Share of a parameter's spread by which it is moved, and what its spread is taken for where it has none.
 _MOVED, _SPREAD = 0.1, 0.1
@@ -48,8 +45,9 @@ def find_reactions(
 ) -> Reactions:
     """Give a network other samples' inputs of one modality after the other.
 
-    Its weights are moved a little meanwhile: a gate or a scale that begins at zero lets nothing through, and will when
-    it was trained.
+    What a modality does not reach stays the same to the last bit, so every change counts, however small it is beside
+    what other modalities make. The weights are moved a little meanwhile: a gate or a scale that begins at zero lets
+    nothing through, and will when it was trained.
 
     Args:
         network: The network.
@@ -63,7 +61,8 @@ def find_reactions(
     with restored(network.model), torch.no_grad():
         _move(network.model)
         before, again = (read(network, taps, task, inputs) for _ in range(2))
-        if _any_differ(answers_of(before), answers_of(again)):  # it draws random numbers, which is said elsewhere
+        if not (_same(answers_of(before), answers_of(again)) and _same(_values(before), _values(again))):
+            # It draws random numbers, which is said elsewhere, or its sums come in no order.
             return Reactions({name: [] for name in taps}, [], modalities)
         for name in modalities:
             changed = _changed(task, inputs, name)
@@ -72,9 +71,9 @@ def find_reactions(
                 continue
             after = read(network, taps, task, changed)
             for other, z in after.embeddings.items():
-                if _differ(before.embeddings[other], z):
+                if not torch.equal(before.embeddings[other], z):
                     embeddings.setdefault(other, []).append(name)
-            if _any_differ(answers_of(before), answers_of(after)):
+            if not _same(answers_of(before), answers_of(after)):
                 answers.append(name)
     return Reactions({name: embeddings.get(name, []) for name in taps}, answers, unknown)
 
@@ -107,6 +106,9 @@ def describe_taps(network: BuiltNetwork, taps: Mapping[str, Tap], found: Reactio
 
 def describe_ignored(network: BuiltNetwork, found: Reactions, modalities: Sequence[str]) -> Iterator[str]:
     """Yield a sentence for each modality that no answer of a network depends on."""
+    if not found.answers and not found.unknown:
+        yield f"{network.title}, answers the same whatever is put in: no training will change that"
+        return
     for name in modalities:
         if name not in found.answers and name not in found.unknown:
             yield (
@@ -145,10 +147,10 @@ def _changed(task: LoadedTask, inputs: Sequence[Tensor], name: str) -> list[Tens
     return changed
 
 
-def _any_differ(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
-    return any(_differ(x, y) for x, y in zip(before, after, strict=True))
+def _values(reading: TapOutputs) -> list[Tensor]:
+    return list(reading.embeddings.values())
 
 
-def _differ(x: Tensor, y: Tensor) -> bool:
-    x, y = x.double(), y.double()
-    return bool(((x - y).abs().max() / x.abs().max().clamp(min=1e-12)) > _CHANGED)
+def _same(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+    """Whether tensors are the same to the last bit."""
+    return all(torch.equal(x, y) for x, y in zip(before, after, strict=True))

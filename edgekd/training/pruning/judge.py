@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from edgekd.gram.drift import measure_drift
 from edgekd.gram.gate import FINETUNED
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from edgekd.config.recipe import Tap
     from edgekd.gram.gate import GateRules
-    from edgekd.gram.nest import Nest
     from edgekd.training.task.loading import LoadedTask
 
 #: What is compared among branches are means, so no time is spent on their bounds.
@@ -42,7 +41,7 @@ def judge_pruned(
     split, device = task.splits["val"], compute_device()
     truth = ground_truth(split)
     probes = {"student": probe(student.to(device), taps, split), FINETUNED: probe(pruned.to(device), taps, split)}
-    ledger = keep_choosing_ledger(probes, cast("Nest", truth.targets), truth.groups, task.metric, rules)
+    ledger = keep_choosing_ledger(probes, truth.targets, truth.groups, task.scoring, rules)
     return PruneCheck(ledger.row(FINETUNED), {name: _drift(probes, name) for name in taps})
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import TaskError, nearest
+from edgekd.gram.nest import map_nest
 from edgekd.stages.metrics import default_metric
 from edgekd.stages.user_code import describe, source_files, user_code, user_errors
 from edgekd.training.task.checked_split import checked_split
@@ -25,7 +26,7 @@ from edgekd.training.task.checks import (
 from edgekd.training.task.columns import check_text
 from edgekd.training.task.imports import import_module, import_task_file
 from edgekd.training.task.protocol import ArraySplit
-from edgekd.training.task.targets import leaves, map_nest, target_nest
+from edgekd.training.task.targets import leaves, target_nest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,12 +36,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgekd.config.recipe import TaskConfig
+    from edgekd.gram.answers import Sameness
+    from edgekd.gram.metric import Metric
+    from edgekd.gram.nest import Nest
     from edgekd.gram.npz import Array
     from edgekd.gram.output_kind import OutputKind
     from edgekd.gram.probe import Answer
     from edgekd.stages.metrics import DefaultMetric
     from edgekd.training.task.protocol import Split, Task
-    from edgekd.training.task.targets import Nest
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,13 @@ class LoadedTask:
     def _default_metric(self) -> DefaultMetric | None:
         return default_metric(self.outputs, self.weights)
 
-    def metric(self, answer: Answer, targets: Nest[Array]) -> float:
+    @property
+    def scoring(self) -> Metric:
+        """The metric as ledgers take it: a default one knows how to be computed of many subsets at once."""
+        default = self._default_metric
+        return self.metric if default is None or hasattr(self.task, "metric") else default.compute
+
+    def metric(self, answer: Answer, targets: Nest) -> float:
         """Return the task's metric of what a network answered for N samples, and their targets, each leaf [N, ...].
 
         Raises:
@@ -140,10 +149,25 @@ class LoadedTask:
         own: Callable[..., float] | None = getattr(self.task, "metric", default.compute if default else None)
         assert own is not None  # a task whose outputs have no default must have one
         with self.running(what):  # which is given copies: they are its own to change
-            value = own(map_nest(np.copy, answer), map_nest(np.copy, targets))
+            value = own(map_nest(answer, np.copy), map_nest(targets, np.copy))
         check_returned(what, value, object, "a number")
         with self.running(what):
             return float(value)
+
+    @property
+    def own_same(self) -> Sameness | None:
+        """The task's own word on which answers are the same; None where it has none."""
+        return self.same if hasattr(self.task, "same") else None
+
+    def same(self, outputs: Answer, reference: Answer) -> Array:
+        """Return the task's own word on which share of each sample's answer changed [N].
+
+        Raises:
+            TaskError: The task's code fails.
+        """
+        own: Callable[..., Array] = getattr(self.task, "same")  # noqa: B009 - no part of the protocol
+        with self.running("the task's same"):
+            return np.asarray(own(map_nest(outputs, np.copy), map_nest(reference, np.copy)))
 
     def fingerprint(self) -> str:
         """Return a digest of the task's data, computed once.

@@ -75,6 +75,11 @@ class Modality:
         """Whether values are floats, which have a mean and may be noisy; ids, masks and bytes have and may not."""
         return self.torch_dtype.is_floating_point
 
+    @property
+    def stand_in(self) -> float | None:
+        """The number that stands in where it is missing; None for the training mean of each channel."""
+        return self.absent if self.absent is not None or self.is_float else self.pad or 0
+
     def _check_value(self, what: str, value: object) -> None:
         if not isinstance(value, int | float | np.number) or not math.isfinite(value):
             raise TaskError(f"{what} is {shown(value)}, must be a finite number")

@@ -10,20 +10,22 @@ import torch
 from torch import Tensor
 
 from edgekd.errors import TaskError
+from edgekd.gram.nest import TARGET
 from edgekd.stages.user_code import describe, shown
 from edgekd.training.task.columns import check_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from numpy.typing import NDArray
+
+    from edgekd.gram.nest import Nest as ArrayNest
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 #: A value, or a dict, list or tuple of nests.
 Nest: TypeAlias = "T | Mapping[str, Nest[T]] | Sequence[Nest[T]]"
-
-#: Name of the targets as a whole; a part of them is called "target.boxes" or "target.boxes.0".
-TARGET = "target"
 
 
 def map_nest(function: Callable[[T], R], nest: Nest[T]) -> Nest[R]:
@@ -71,8 +73,8 @@ def target_nest(what: str, value: object) -> Nest[Tensor]:
     if isinstance(value, Mapping):
         for key in value:
             check_text(f"{what}: a key", key)
-            if "." in key or key.isdigit():
-                raise TaskError(f"{what}: the key '{key}' may be no number, and hold no '.'")
+            if "." in key or "/" in key or key.isdecimal():
+                raise TaskError(f"{what}: the key '{key}' may be no number, and hold no '.' or '/'")
         return {key: target_nest(f"{what}.{key}", part) for key, part in value.items()}
     if isinstance(value, list | tuple) and not _is_numbers(value):
         return [target_nest(f"{what}.{index}", part) for index, part in enumerate(value)]
@@ -111,6 +113,16 @@ def _native(value: object) -> object:
 def stack_targets(targets: Sequence[Nest[Tensor]]) -> Nest[Tensor]:
     """Return the targets of several samples as one nest, whose leaves are [B, ...]."""
     return join_nests(torch.stack, targets)
+
+
+def numpy_nest(nest: Nest[Tensor]) -> ArrayNest:
+    """Return a nest of tensors as one of arrays, as metrics get it."""
+    if isinstance(nest, Mapping):
+        return {key: numpy_nest(part) for key, part in nest.items()}
+    if isinstance(nest, Sequence):
+        return [numpy_nest(part) for part in nest]
+    array: NDArray[np.generic] = nest.numpy()
+    return array
 
 
 def target_rows(targets: Nest[Tensor], rows: int | list[int] | Tensor) -> Nest[Tensor]:

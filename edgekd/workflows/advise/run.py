@@ -121,6 +121,8 @@ def advise_recipe(
         raise RecipeError(
             "advise trains students, and this recipe's [model] is trained already: give a recipe with a [task]"
         )
+    if recipe.student.weights:
+        raise RecipeError("advise trains students, and that of [student] weights is trained already: leave them out")
     paths.check(ADVICE_PLACES)
     observer = observer or Silent()
     observer.plan(("teacher", TRIALS))

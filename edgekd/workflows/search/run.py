@@ -125,6 +125,10 @@ def _plan(
     recipe = draft.recipe()
     if recipe.task is None:
         raise RecipeError(f"{draft.source}: a search trains students, so it needs a [task], not a [model]")
+    if recipe.student.weights:
+        raise RecipeError(
+            f"{draft.source}: a search trains students, and its [student] weights are trained already: leave them out"
+        )
     draft = _fitted(draft, recipe, targets)
     cache = Cache(folder).root.absolute()
     project = Project(recipe.task, cache)

@@ -215,6 +215,13 @@ def test_a_threshold_makes_decisions_of_numbers():
     assert found.changes.count == (sides[0] != sides[1]).any(1).sum() > 0
 
 
+def test_rounding_is_no_change():
+    compared = numbers()
+    compared.outputs["shipped"] = compared.outputs["student"] * np.float32(1 + 1e-6)
+    found = output_details(compared, pictures)
+    assert (found.flips, found.changes.mean) == ((), 0)
+
+
 def test_maps_of_numbers_are_shown_side_by_side():
     found = described(maps)
     assert (found.numbers.rows, found.numbers.points) == ((), {})

@@ -6,12 +6,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from small import CLASSES, TAPS, TwoTowers, loaded, mlp, reporter, split
+from small import CLASSES, TAPS, Remembers, TwoTowers, loaded, mlp, reporter, split
 from torch import nn
 
 from edgekd.config.recipe import ExportConfig, Tap
 from edgekd.errors import ModelError
+from edgekd.gram.probe import Probe
 from edgekd.runtime.backends.onnxruntime import open_engine
+from edgekd.stages.artifacts import validation_probe
 from edgekd.training.export import stage as export
 from edgekd.training.export.onnx import ExportNetwork, write_onnx
 from edgekd.training.export.stage import save_samples
@@ -259,3 +261,27 @@ def test_facts_of_a_task_with_numpy_in_it_are_plain():
     facts = export._facts(task, {"logits": CLASSES})
     assert facts.classes == {"logits": ["0", "1", "2"]}
     assert json.loads(json.dumps(facts.inputs))[1]["shape"] == ["batch", 5]
+
+
+class Undecided(TwoTowers):
+    """What it computes is decided by values, which no graph can hold."""
+
+    def forward(self, a, b):
+        return super().forward(a, b) if a.sum() > 0 else super().forward(a, b) * 2
+
+
+def test_a_teacher_that_cannot_be_exported_is_compared_all_the_same(tmp_path):
+    task, observer = loaded(counts=(8, 6, 6, 6)), Remembers()
+    teacher = ExportNetwork(build(Undecided, 0), TAPS, optional=True)
+    networks = {"teacher": teacher, "student": ExportNetwork(build(TwoTowers, 0), TAPS)}
+    result = export.run(task, networks, ExportConfig(), OPSET, tmp_path, reporter(observer))
+    assert list(result.sizes) == list(result.parity) == result.timed(networks) == ["student"]
+    assert re.match(r"torch cannot export Undecided to ONNX: values of the inputs decide", result.refused["teacher"])
+    assert observer.warnings == [
+        f"the teacher is not exported, so it is compared in torch, and not timed: {result.refused['teacher']}"
+    ]
+    stored = Probe.load(tmp_path / validation_probe("teacher"))
+    assert (stored.logits == probe(teacher.model, TAPS, task.splits["val"]).logits).all()
+    required = {**networks, "student": ExportNetwork(build(Undecided, 0), TAPS)}
+    with pytest.raises(ModelError, match=r"torch cannot export Undecided"):
+        export.run(task, required, ExportConfig(), OPSET, tmp_path, reporter(observer))

@@ -173,6 +173,12 @@ def test_a_computed_weight_is_stored_and_its_node_bears_the_layers_name(tmp_path
         assert "model.mixed.weight" in {tensor.name for tensor in graph.initializer}
 
 
+def test_no_recurrence_is_given_lengths_which_engine_libraries_read_in_different_ways(tmp_path):
+    exported(Packed(nn.LSTM(8, 4)).eval(), tmp_path / "model.onnx")
+    (node,) = [node for node in onnx.load(tmp_path / "model.onnx").graph.node if node.op_type == "LSTM"]
+    assert node.input[4] == ""
+
+
 def test_a_batch_that_is_fixed_all_the_same_is_refused(tmp_path):
     class Fixed(Sequences):
         def read(self, h, x):

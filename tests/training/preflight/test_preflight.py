@@ -235,7 +235,7 @@ def test_a_metric_that_is_not_finite_is_refused():
 def test_another_number_of_names_than_of_logits_is_refused():
     task = loaded()
     task.task.classes = ["x", "y"]
-    with pytest.raises(TaskError, match="the task names 2 classes, but its networks give 3 logits"):
+    with pytest.raises(TaskError, match="the task names 2 classes, but its networks give 3 in 'logits'"):
         check(task)
 
 

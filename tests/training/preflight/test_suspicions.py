@@ -13,6 +13,7 @@ from edgekd.config.recipe import GateConfig, PruneConfig, Recipe, Tap, TaskConfi
 from edgekd.stages.labels import UNLABELLED
 from edgekd.training.preflight import check as preflight
 from edgekd.training.preflight.random_line import first_random
+from edgekd.training.preflight.room import describe_room, needed_bytes
 from edgekd.training.taps.taps import Taps
 
 RECIPE = Recipe(task=TaskConfig(name="small"), prune=PruneConfig(ratio=0))
@@ -48,6 +49,11 @@ class Ignoring(TwoTowers):
     def forward(self, a, b):
         z = self.encoders["a"](a)
         return self.head(torch.cat([z, 0 * self.encoders["b"](b)], 1))
+
+
+class Constant(TwoTowers):
+    def forward(self, a, b):
+        return 0 * super().forward(a, b) + 1
 
 
 class Detached(TwoTowers):
@@ -99,9 +105,10 @@ SWAPPED = {"a": TAPS["b"], "b": TAPS["a"]}
         (DeadTap, {**TAPS, "a": Tap(module="constant")}, "tap of 'a', 'constant', gives the same for all samples"),
         (small, {**TAPS, "a": Tap(module="encoders.b.0")}, "changes with the input of 'b' and not with that of 'a'"),
         (Ignoring, TAPS, "the student, Ignoring, answers the same whatever the input of 'b' is"),
+        (Constant, TAPS, "the student, Constant, answers the same whatever is put in"),
         (Softmaxed, TAPS, "the student, Softmaxed, gives probabilities, and the losses take logits"),
     ],
-    ids=["swapped", "behind the fusion", "dead tap", "another's", "ignored", "softmax"],
+    ids=["swapped", "behind the fusion", "dead tap", "another's", "ignored", "constant", "softmax"],
 )
 def test_a_mistake_in_a_network_is_said_once(student, taps, said):
     warnings = warned(student=student, taps=Taps(TAPS, taps))
@@ -116,7 +123,17 @@ def test_the_teacher_is_looked_at_too():
     assert warning.startswith("the teacher's taps of 'a' and 'b' are swapped")
 
 
-@pytest.mark.parametrize("student", [TwoTowers, ZeroGated, Detached, lambda: TwoTowers(norm=True, dropout=0.5)])
+class Drowned(TwoTowers):
+    """What one modality says is small beside the other."""
+
+    def forward(self, a, b):
+        z = torch.cat([1e6 * self.encoders["a"](a), self.encoders["b"](b)], 1)
+        return self.head(z)
+
+
+@pytest.mark.parametrize(
+    "student", [TwoTowers, ZeroGated, Drowned, Detached, lambda: TwoTowers(norm=True, dropout=0.5)]
+)
 def test_what_is_right_is_not_warned_of(student):
     assert warned(student=student) == []
 
@@ -239,3 +256,13 @@ def test_a_teacher_that_says_two_things_is_warned_of_with_the_line():
 
 def test_a_network_that_says_one_thing_has_no_random_operation():
     assert first_random(TwoTowers(dropout=0.5).eval(), [torch.ones(2, 6), torch.ones(2, 5)], None) == ""
+
+
+def test_a_disk_without_room_for_the_build_is_said_before_it():
+    needed = needed_bytes(
+        TwoTowers(), TwoTowers(), [torch.zeros(2, 250_000)], {"val": 100, "calibration": 100, "test": 800}
+    )
+    assert 2.0e9 < needed < 2.01e9, "two copies of a thousand samples of a megabyte, and next to nothing of weights"
+    assert describe_room(needed, needed, "cache") == ()
+    (warning,) = describe_room(needed, 10**8, "cache")
+    assert warning.startswith("the build will write about 2.0 GB into cache, where 0.1 GB are free: make room there")

@@ -281,7 +281,7 @@ def test_samples_targets_are_read_and_stacked_like_those_in_memory():
     ("target", "said"),
     [
         ("cat", r" is a str \('cat'\), must be a tensor, an array or a number"),
-        ({"a.b": 1}, ": the key 'a.b' may be no number, and hold no '.'"),
+        ({"a.b": 1}, ": the key 'a.b' may be no number, and hold no '.' or '/'"),
         ({"box": object()}, ".box is an object"),
         ({3: 1}, ": a key is an int"),
     ],

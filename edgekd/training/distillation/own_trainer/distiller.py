@@ -276,7 +276,9 @@ class Distiller(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
-        """Let the teacher go along to another device or type."""
+        """Let the teacher go along to another device or type; losses are of float32 whatever the networks are of."""
         for network in self._teacher.networks:
             network.model._apply(fn)  # type: ignore[no-untyped-call]
-        return cast("Distiller", super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.losses.float()
+        return self
