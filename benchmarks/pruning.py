@@ -36,8 +36,8 @@ from edgekd.stages.artifacts import CUT_PROBE, PROBE, REMOVED, WEIGHTS
 from edgekd.stages.cache import ROUNDS, Cache
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.stages.stage import Runner
+from edgekd.training.loop.compute_device import compute_device
 from edgekd.training.loop.evaluate import ground_truth, probe
-from edgekd.training.loop.loop import compute_device
 from edgekd.training.loop.weights import build, load_weights, save_weights
 from edgekd.training.pruning import stage as prune
 from edgekd.training.pruning.budget import count_macs

@@ -81,7 +81,7 @@ def rehearse(
 
     def run(folder: Path, report: StageReporter) -> Rehearsed:
         with scratch_folder(folder) as scratch:
-            observer = _Following(report, known)
+            observer = _RehearsalObserver(report, known)
             inner = _RehearsedStages(
                 Runner(Cache(scratch), observer),
                 _FewOf(stages.project, scratch),
@@ -216,7 +216,7 @@ class _RehearsedStages(TrainingStages):
         return self._run(EXPORT, config={"opset": self.opset}, inputs={"pruned": pruned.key}, run=run)
 
 
-class _Following(Silent):
+class _RehearsalObserver(Silent):
     """Reports each stage of a rehearsal as a step of it.
 
     Args:
@@ -246,7 +246,7 @@ class _Following(Silent):
 
 
 @contextmanager
-def tried_before(observer: _Following) -> Iterator[None]:
+def tried_before(observer: _RehearsalObserver) -> Iterator[None]:
     """Say of an error in which stage it would have come up, had all before it been trained."""
     try:
         yield

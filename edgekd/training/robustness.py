@@ -10,9 +10,9 @@ import torch
 from edgekd.runtime.corruption import NetworkRobustness, Robustness, count_changes, measure_robustness, save_statistics
 from edgekd.stages.artifacts import CHANNELS
 from edgekd.stages.labels import UNLABELLED
+from edgekd.training.loop.compute_device import compute_device
 from edgekd.training.loop.evaluate import ground_truth, probe
 from edgekd.training.loop.input_statistics import training_channels
-from edgekd.training.loop.loop import compute_device
 from edgekd.training.taps.taps import NetworkTaps
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from edgekd.stages.judging import keep_choosing_ledger
+from edgekd.training.loop.compute_device import compute_device
 from edgekd.training.loop.evaluate import example_batch, ground_truth, probe
-from edgekd.training.loop.loop import compute_device
 from edgekd.training.loop.weights import build
 from edgekd.training.pruning.latency import RelativeLatency
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from edgekd.errors import EdgekdError
-from edgekd.training.distillation.answer_losses import AnswerLosses
 from edgekd.training.distillation.objective import SupervisedObjective
+from edgekd.training.distillation.task_losses import losses_of
 from edgekd.training.loop.autograd_layers import train_unfrozen
 from edgekd.training.loop.batches import BatchOrder
 from edgekd.training.loop.loop import training_loss
@@ -54,7 +54,7 @@ def time_threads(task: LoadedTask, taps: Taps, recipe: Recipe, most: int) -> dic
         (task.task.teacher, taps.teacher, recipe.teacher.batch_size),
         (task.task.student, taps.student, recipe.distill.batch_size),
     )
-    counts, losses = sorted({1, most}), AnswerLosses.of_task(task)
+    counts, losses = sorted({1, most}), losses_of(task)
     totals = dict.fromkeys(counts, 0.0)
     for factory, own_taps, batch_size in sections:
         order = BatchOrder(len(task.splits["train"]), batch_size, recipe.seed, 1)

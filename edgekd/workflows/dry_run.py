@@ -93,7 +93,7 @@ def dry_run(
     loaded, name = resolve_recipe(recipe, overrides)
     paths, on = resolve_paths(output, cache, name), resolve_targets(targets)
     paths.try_out(build_places(on))
-    following = _Following(observer or Silent())
+    following = _DryRunObserver(observer or Silent())
     error: EdgekdError | None = None
     refused: dict[str, str] = {}
     try:
@@ -107,7 +107,7 @@ def dry_run(
 
 
 @dataclass
-class _Following:
+class _DryRunObserver:
     """Keeps what each stage says, and passes its progress on.
 
     Attributes:

@@ -191,7 +191,7 @@ class BriefTrials(TrialRunner):
         """Return the teacher's metric on the validation split."""
 
         def run(_folder: Path, _report: StageReporter) -> TeacherMetric:
-            from edgekd.training.loop.loop import compute_device
+            from edgekd.training.loop.compute_device import compute_device
             from edgekd.training.loop.validation import score
 
             with self.training.computing():
@@ -279,7 +279,7 @@ class BriefTrials(TrialRunner):
 
     def _measure(self, trained: Trained, brief: BriefTraining, began: float, folder: Path) -> AdviceTrial:
         """Sum up a trial; its weights, and its outputs for the test split, are not kept."""
-        from edgekd.training.loop.loop import compute_device
+        from edgekd.training.loop.compute_device import compute_device
         from edgekd.training.loop.validation import check_finite, sampling_error
         from edgekd.training.loop.weights import build, load_weights
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import DataError, nearest
-from edgekd.tasks.data.columns import Choices, Table, Words, floats, input_of, read_table
+from edgekd.tasks.data.columns import Choices, TextTable, Words, floats, input_of, read_table
 from edgekd.tasks.data.division import Division, divide
 from edgekd.tasks.data.task_data import Samples, TargetKind, Targets, TaskData, divided
 from edgekd.training.task.protocol import SPLITS
@@ -68,7 +68,7 @@ def from_csv(
     return divided(Samples(ids, described, inputs, present, groups, targets), parts, files)
 
 
-def _targets(table: Table, columns: list[str], kind: TargetKind) -> Targets:
+def _targets(table: TextTable, columns: list[str], kind: TargetKind) -> Targets:
     if kind not in _KINDS:
         raise DataError(f"{table.path}: there is no kind of target '{kind}'{nearest(kind, _KINDS)}")
     if kind == "classes":
@@ -88,7 +88,7 @@ def _targets(table: Table, columns: list[str], kind: TargetKind) -> Targets:
     return Targets(kind, values, tuple(columns))
 
 
-def _parts(table: Table, column: str) -> dict[str, NDArray[np.int64]]:
+def _parts(table: TextTable, column: str) -> dict[str, NDArray[np.int64]]:
     """Return the splits that a column names."""
     names = table.texts(column)
     for row, name in enumerate(names):

@@ -13,11 +13,10 @@ from edgekd.errors import TaskError
 from edgekd.stages.user_code import describe
 from edgekd.training.distillation.kinds.facts import OutputFacts
 from edgekd.training.distillation.kinds.registry import KIND_LOSSES
-from edgekd.training.loop.evaluate import batches
-from edgekd.training.task.protocol import ArraySplit
-from edgekd.training.task.targets import join_nests
+from edgekd.training.taps.taps import outputs_read
 
 if TYPE_CHECKING:
+    from edgekd.config.recipe import Tap
     from edgekd.gram.output_kind import OutputKind
     from edgekd.training.task.loading import LoadedTask
     from edgekd.training.task.targets import Nest
@@ -40,13 +39,6 @@ class AnswerLosses:
     weights: Mapping[str, float] = field(default_factory=dict)
     variances: Mapping[str, Tensor] = field(default_factory=dict)
     task: LoadedTask | None = field(default=None, repr=False)
-
-    @classmethod
-    def of_task(cls, task: LoadedTask) -> AnswerLosses:
-        """Return the losses of a task; where an output is of numbers, the training targets are read."""
-        names = [name for name, kind in task.outputs.items() if kind.name == "regression"]
-        variances = _variances(task, names) if names and not hasattr(task.task, "loss") else {}
-        return cls(task.outputs, task.weights, variances, task)
 
     @property
     def has_own_loss(self) -> bool:
@@ -114,6 +106,11 @@ class AnswerLosses:
         return value
 
 
+def losses_at(given: AnswerLosses | None, taps: Mapping[str, Tap]) -> AnswerLosses:
+    """Return the losses that are given, or those of the kinds of what is read at the student's taps."""
+    return given or AnswerLosses(outputs_read(taps))
+
+
 def output_target(name: str, targets: Nest[Tensor], outputs: int) -> Tensor:
     """Return the target of an output of a task.
 
@@ -145,21 +142,3 @@ def output_target(name: str, targets: Nest[Tensor], outputs: int) -> Tensor:
 def _as_task(answers: Answers) -> Tensor | Answers:
     """Return answers as a task's own functions get them: the tensor itself where there is one output."""
     return next(iter(answers.values())) if len(answers) == 1 else dict(answers)
-
-
-def _variances(task: LoadedTask, names: list[str]) -> dict[str, Tensor]:
-    """Return the variance over the training targets of each element of outputs of numbers."""
-    split = task.splits["train"]
-    if isinstance(split, ArraySplit) and split.targets is not None:
-        targets = split.targets
-    else:
-        targets = join_nests(torch.cat, [batch.targets for batch in batches(split)])
-    variances = {}
-    for name in names:
-        values = output_target(name, targets, len(task.outputs)).double()
-        known = ~values.isnan()
-        count = known.sum(0).clamp_min(1)
-        mean = values.nan_to_num(0).sum(0) / count
-        square = torch.where(known, values - mean, 0).square().sum(0) / count
-        variances[name] = square.float()
-    return variances

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from edgekd.config.recipe import ANCHOR_EXTRA, DEFAULT_EXTRA
 from edgekd.errors import RecipeError, TaskError, nearest
 from edgekd.gram.matrix import pair_indices, pair_names
+from edgekd.training.distillation.answer_losses import losses_at
 from edgekd.training.distillation.kinds.class_scores import class_rows
 from edgekd.training.distillation.kinds.facts import OutputFacts
 from edgekd.training.distillation.loss_registry import check_term
@@ -108,7 +109,7 @@ class _LogitLoss(BoundLoss):
 
     def __init__(self, name: str, term: Term, loss: Loss, taps: LossTaps) -> None:
         super().__init__(name, term, loss, taps)
-        self._answers = taps.answer_losses
+        self._answers = losses_at(taps.answers, taps.student)
         self._outputs = self._answers.class_outputs()
         if not self._outputs:
             kinds = ", ".join(f"'{key}' ({kind.name})" for key, kind in self._answers.kinds.items())

@@ -22,8 +22,8 @@ from edgekd.files import disk_errors
 from edgekd.training.distillation.ensemble import members
 from edgekd.training.distillation.outputs import NetworkOutputs
 from edgekd.training.distillation.references import LiveReference, ReferenceOutputs, combine_outputs
+from edgekd.training.loop.compute_device import compute_device
 from edgekd.training.loop.evaluate import batches
-from edgekd.training.loop.loop import compute_device
 from edgekd.training.taps.taps import TappedModel
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from edgekd.training.distillation.modality_dropout import ModalityDropout
 from edgekd.training.distillation.setup import DistillationNetworks, distillation_setup
+from edgekd.training.loop.compute_device import compute_device
 from edgekd.training.loop.evaluate import save_trained
 from edgekd.training.loop.input_statistics import training_channels
-from edgekd.training.loop.loop import Fit, compute_device, fit
+from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.settings import describe_length
 from edgekd.training.loop.validation import warn_of_another_story
 from edgekd.training.loop.weights import build, load_weights

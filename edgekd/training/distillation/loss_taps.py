@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from edgekd.config.recipe import Tap
-from edgekd.training.distillation.answer_losses import AnswerLosses
 from edgekd.training.taps.taps import NetworkTaps, outputs_read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from edgekd.config.recipe import LossConfig, Term
+    from edgekd.training.distillation.answer_losses import AnswerLosses
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class LossTaps:
         student: For each modality the student's tap.
         anchor: For each modality the tap of the networks whose embeddings the student is aligned with.
         table: Which of a loss's own tables of taps holds for the anchor.
-        answers: The losses of the task's outputs; by default those of the kinds of what is read of the student.
+        answers: The losses of the task's outputs; None for those of the kinds of what is read of the student.
     """
 
     modalities: Sequence[str]
@@ -32,11 +32,6 @@ class LossTaps:
     anchor: Mapping[str, Tap]
     table: Literal["teacher", "student"]
     answers: AnswerLosses | None = None
-
-    @property
-    def answer_losses(self) -> AnswerLosses:
-        """The losses of the task's outputs."""
-        return self.answers or AnswerLosses(outputs_read(self.student))
 
 
 def taps_with_losses(taps: Mapping[str, Tap], config: LossConfig, side: str) -> dict[str, Tap]:

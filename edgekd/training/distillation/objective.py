@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.plugins import is_plugin
-from edgekd.training.distillation.answer_losses import AnswerLosses
+from edgekd.training.distillation.answer_losses import AnswerLosses, losses_at
 from edgekd.training.distillation.bound_losses import bind_losses
 from edgekd.training.distillation.gathered import gather_batch
 from edgekd.training.distillation.gradient_balance import GradientBalance, schedule
@@ -113,7 +113,7 @@ class DistillationObjective:
     ) -> None:
         self.student, self.teacher, self.anchor = student, teacher, anchor
         self.config, self.report, self.transform = config, report, transform
-        self.modalities, self.losses = taps.modalities, taps.answer_losses
+        self.modalities, self.losses = taps.modalities, losses_at(taps.answers, taps.student)
         self.extras = bind_losses(config, taps)
         self.balance = GradientBalance({name: extra.term for name, extra in self.extras.items()})
         self._warned: set[str] = set()

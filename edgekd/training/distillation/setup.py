@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from edgekd.errors import TaskError
-from edgekd.training.distillation.answer_losses import AnswerLosses
 from edgekd.training.distillation.cached_teacher import CachedReference
 from edgekd.training.distillation.ensemble import members, taps_of
 from edgekd.training.distillation.half_precision import tapped_teacher
 from edgekd.training.distillation.loss_taps import LossTaps, taps_with_losses
 from edgekd.training.distillation.objective import DistillationObjective
 from edgekd.training.distillation.references import LiveReference
+from edgekd.training.distillation.task_losses import losses_of
 from edgekd.training.loop.evaluate import Validation, example_batch, probe
 from edgekd.training.taps.taps import TappedModel
 
@@ -90,7 +90,7 @@ def distillation_objective(
         TaskError: A tap is wrong, a loss names what the task does not have, or reads what is not cached.
     """
     table: Literal["teacher", "student"] = "teacher" if networks.anchor is None else "student"
-    loss_taps = LossTaps(task.modalities, taps.student, getattr(taps, table), table, AnswerLosses.of_task(task))
+    loss_taps = LossTaps(task.modalities, taps.student, getattr(taps, table), table, losses_of(task))
     student_taps = taps_with_losses(taps.student, config, "student")
     teacher_taps = taps_with_losses(taps.teacher, config, "teacher")
     with ExitStack() as stack:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from edgekd.stages.cache import ROUNDS
 from edgekd.stages.progress import PartialReporter
-from edgekd.training.distillation.answer_losses import AnswerLosses
 from edgekd.training.distillation.ensemble import Ensemble
 from edgekd.training.distillation.objective import SupervisedObjective
+from edgekd.training.distillation.task_losses import losses_of
 from edgekd.training.loop import distributed
+from edgekd.training.loop.compute_device import compute_device
 from edgekd.training.loop.evaluate import Validation, save_trained
-from edgekd.training.loop.loop import Fit, compute_device, fit
+from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.settings import count_epochs, describe_length
 from edgekd.training.loop.validation import warn_of_another_story
 from edgekd.training.loop.weights import build, load_weights
@@ -55,7 +56,7 @@ def run(task: LoadedTask, taps: Mapping[str, Tap], config: TeacherConfig, stage:
 
 def _train(task: LoadedTask, model: nn.Module, taps: Mapping[str, Tap], run: Fit) -> list[Epoch]:
     with TappedModel(model, taps) as tapped:
-        objective = SupervisedObjective(tapped, AnswerLosses.of_task(task))
+        objective = SupervisedObjective(tapped, losses_of(task))
         return fit(model, objective, task.splits["train"], Validation(task, model, taps), run)
 
 

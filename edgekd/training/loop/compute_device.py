@@ -6,8 +6,18 @@ import torch
 
 from edgekd.errors import RecipeError
 from edgekd.training.loop import distributed
+from edgekd.training.stage_run import resources
 
 _ELSE = "device = 'auto' takes what there is, and 'cpu' is everywhere"
+
+
+def compute_device() -> torch.device:
+    """Return what the present stage computes on, as the recipe has it.
+
+    Raises:
+        RecipeError: There is no such device.
+    """
+    return find_device(resources().device)
 
 
 def find_device(name: str) -> torch.device:

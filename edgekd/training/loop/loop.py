@@ -17,7 +17,6 @@ from edgekd.stages.cache import CHECKPOINT
 from edgekd.training.loop import distributed
 from edgekd.training.loop.autograd_layers import train_unfrozen
 from edgekd.training.loop.batches import BatchOrder, epoch_seed
-from edgekd.training.loop.compute_device import find_device
 from edgekd.training.loop.epochs import has_stalled, still_improving
 from edgekd.training.loop.kept_weights import KeptWeights
 from edgekd.training.loop.optimizers import make_optimizer, make_schedule
@@ -108,15 +107,6 @@ class _TrainedParts:
     def parameters(self) -> list[nn.Parameter]:
         """All that is learned, those that stay as they are among it."""
         return [*self.model.parameters(), *self.objective.parameters()]
-
-
-def compute_device() -> torch.device:
-    """Return what the present stage computes on, as the recipe has it.
-
-    Raises:
-        RecipeError: There is no such device.
-    """
-    return find_device(resources().device)
 
 
 def fit(model: nn.Module, objective: Objective, train: Split, validate: Callable[[], Epoch], run: Fit) -> list[Epoch]:

@@ -17,8 +17,8 @@ from edgekd.stages.labels import UNLABELLED
 from edgekd.training.distillation.half_precision import tapped_teacher
 from edgekd.training.distillation.loss_registry import loss_sections
 from edgekd.training.distillation.own_losses import find_loss
+from edgekd.training.loop.compute_device import compute_device
 from edgekd.training.loop.evaluate import batches, example_batch
-from edgekd.training.loop.loop import compute_device
 from edgekd.training.loop.weights import load_weights
 from edgekd.training.preflight.answers import as_metrics_take, check_answers, check_twice, read, read_tapped
 from edgekd.training.preflight.data import describe_data
@@ -36,8 +36,7 @@ from edgekd.training.preflight.room import needed_bytes
 from edgekd.training.preflight.samples import check_batch_shapes, check_samples
 from edgekd.training.preflight.steps import try_distillation, try_teacher
 from edgekd.training.preflight.suspicions import describe_metric, describe_network
-from edgekd.training.pruning.candidates import find_prunable
-from edgekd.training.pruning.stage import ignored_layers
+from edgekd.training.pruning.candidates import find_prunable, ignored_layers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

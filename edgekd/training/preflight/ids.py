@@ -21,7 +21,7 @@ _IDS = (torch.int64, torch.int32, torch.uint8)
 
 
 @dataclass(frozen=True)
-class _Table:
+class _IdTable:
     """Where an input's ids are looked up.
 
     Attributes:
@@ -39,7 +39,7 @@ class _Table:
 class IdTables:
     """The tables in which networks look the inputs' ids up."""
 
-    _tables: set[_Table] = field(default_factory=set)
+    _tables: set[_IdTable] = field(default_factory=set)
 
     @contextmanager
     def watching(self, networks: Sequence[BuiltNetwork], batch: Batch) -> Iterator[None]:
@@ -62,7 +62,7 @@ class IdTables:
         def look(_module: nn.Module, given: tuple[object, ...]) -> None:
             for name, x in batch.inputs.items():
                 if given and x.dtype in _IDS and _is_same(given[0], x):
-                    self._tables.add(_Table(name, place, rows))
+                    self._tables.add(_IdTable(name, place, rows))
             self.check("split 'train'", batch)
 
         return look

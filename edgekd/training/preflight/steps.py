@@ -11,14 +11,15 @@ import torch
 
 from edgekd.errors import RecipeError, TaskError, own_line
 from edgekd.stages.progress import Silent, StageReporter
-from edgekd.training.distillation.answer_losses import AnswerLosses
 from edgekd.training.distillation.loss_registry import loss_sections
 from edgekd.training.distillation.objective import SupervisedObjective
 from edgekd.training.distillation.setup import DistillationNetworks, distillation_objective
+from edgekd.training.distillation.task_losses import losses_of
 from edgekd.training.loop.autograd_layers import train_unfrozen
 from edgekd.training.loop.batches import BatchOrder
+from edgekd.training.loop.compute_device import compute_device
 from edgekd.training.loop.evaluate import example_batch
-from edgekd.training.loop.loop import compute_device, training_loss
+from edgekd.training.loop.loop import training_loss
 from edgekd.training.loop.optimizers import make_optimizer, make_schedule
 from edgekd.training.loop.weights import seed_all
 from edgekd.training.preflight.networks import build_network
@@ -55,9 +56,7 @@ def try_teacher(task: LoadedTask, teacher: BuiltNetwork, taps: Taps, recipe: Rec
         TaskError: Its code or its loss fails in training, or a gradient is NaN or infinite.
     """
     with TappedModel(teacher.model.to(compute_device()), taps.teacher) as tapped:
-        _step(
-            task, teacher, SupervisedObjective(tapped, AnswerLosses.of_task(task)), recipe.teacher, recipe.seed, report
-        )
+        _step(task, teacher, SupervisedObjective(tapped, losses_of(task)), recipe.teacher, recipe.seed, report)
 
 
 def try_distillation(

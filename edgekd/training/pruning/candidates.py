@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from edgekd.errors import ModelError
+from edgekd.errors import ModelError, TaskError, nearest
 from edgekd.gram.blame import FUSION
 from edgekd.training.loop.autograd_layers import (
     WEIGHTED,
@@ -222,3 +222,16 @@ def _half(group: Group) -> int:
 
 def _one_step_less(group: Group) -> int:
     return group.down_to(group.width - 1)
+
+
+def ignored_layers(model: nn.Module, paths: list[str]) -> list[nn.Module]:
+    """Return the modules at these paths with all modules inside them.
+
+    Raises:
+        TaskError: There is no module at a path.
+    """
+    modules = dict(model.named_modules())
+    for path in paths:
+        if path not in modules:
+            raise TaskError(f"[prune] ignore: the student has no module '{path}'{nearest(path, filter(None, modules))}")
+    return [module for path in paths for module in modules[path].modules()]

@@ -10,8 +10,8 @@ from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
 from edgekd.stages.judging import keep_choosing_ledger
 from edgekd.stages.trained import PruneCheck
+from edgekd.training.loop.compute_device import compute_device
 from edgekd.training.loop.evaluate import ground_truth, probe
-from edgekd.training.loop.loop import compute_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

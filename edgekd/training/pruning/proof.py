@@ -119,7 +119,7 @@ class Proof:
             return f"without some of them {mode}the network fails: {described(error)}"
         return _first_difference(expected, given)
 
-    def _run(self, model: nn.Module, training: bool, absent: Mapping[str, list[int]]) -> list[_Output]:
+    def _run(self, model: nn.Module, training: bool, absent: Mapping[str, list[int]]) -> list[_TracedOutput]:
         """Run a network and return what its modules put out, then its outputs and embeddings.
 
         Where nothing is absent and it is in training mode it runs backwards, too.
@@ -135,11 +135,11 @@ class Proof:
             if training and not absent:
                 _run_backwards(outputs)
         ends = {**reading.answers, **reading.embeddings}
-        return outputs + [_Output(f"the {name}", "", [x], end=True) for name, x in ends.items()]
+        return outputs + [_TracedOutput(f"the {name}", "", [x], end=True) for name, x in ends.items()]
 
 
 @dataclass(frozen=True)
-class _Output:
+class _TracedOutput:
     """What one call of a module put out.
 
     Attributes:
@@ -168,16 +168,16 @@ def _absent(removed: History, groups: Mapping[str, Group]) -> dict[str, list[int
 
 
 @contextmanager
-def _recorded(model: nn.Module, absent: Mapping[str, list[int]]) -> Iterator[list[_Output]]:
+def _recorded(model: nn.Module, absent: Mapping[str, list[int]]) -> Iterator[list[_TracedOutput]]:
     """Make some channels absent within the context, and record what each module without modules in it puts out."""
-    outputs: list[_Output] = []
+    outputs: list[_TracedOutput] = []
 
     def hook(path: str) -> Callable[[nn.Module, object, object], object]:
         def record(layer: nn.Module, _inputs: object, output: object) -> object:
             if path in absent and isinstance(output, Tensor):
                 dim = -1 if isinstance(layer, nn.Linear | nn.Embedding) else 1
                 output = output.index_fill(dim, torch.tensor(absent[path], device=output.device), torch.nan)
-            outputs.append(_Output(f"'{path}'", calling_line(sys._getframe()), _floats(output)))
+            outputs.append(_TracedOutput(f"'{path}'", calling_line(sys._getframe()), _floats(output)))
             return output
 
         return record
@@ -200,13 +200,13 @@ def _floats(output: object) -> list[Tensor]:
     return [x for part in parts for x in _floats(part)]
 
 
-def _run_backwards(outputs: list[_Output]) -> None:
+def _run_backwards(outputs: list[_TracedOutput]) -> None:
     trained = [x.sum() for output in outputs for x in output.values if x.requires_grad]
     if trained:
         torch.autograd.backward(torch.stack(trained).sum())
 
 
-def _first_difference(expected: list[_Output], given: list[_Output]) -> str | None:
+def _first_difference(expected: list[_TracedOutput], given: list[_TracedOutput]) -> str | None:
     """Return, in words, the first output of the uncut network which is not that of the cut one."""
     for ours, theirs in zip_longest(expected, given):
         if ours is None or theirs is None or ours.name != theirs.name:

@@ -24,12 +24,14 @@ from edgekd.stages.sealed import read_sealed, write_sealed
 from edgekd.training.distillation.setup import DistillationNetworks, distillation_setup
 from edgekd.training.loop import distributed
 from edgekd.training.loop.autograd_layers import frozen_statistics
+from edgekd.training.loop.compute_device import compute_device
 from edgekd.training.loop.copies import copy_network
 from edgekd.training.loop.evaluate import batches, probe, save_trained
-from edgekd.training.loop.loop import Fit, compute_device, fit
+from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.settings import count_epochs, describe_length
 from edgekd.training.loop.weights import load_weights, save_weights
 from edgekd.training.pruning.attempts import PrunePlan, by_student
+from edgekd.training.pruning.candidates import ignored_layers
 from edgekd.training.pruning.cutter import Cutter
 from edgekd.training.pruning.groups import remove_channels
 from edgekd.training.pruning.samples import DrawnBatches
@@ -86,19 +88,6 @@ def check(config: PruneConfig, student: nn.Module, modalities: Iterable[str]) ->
         if name not in modalities:
             raise TaskError(f"[prune] ratios: '{name}' is no modality of the task{nearest(name, modalities)}")
     ignored_layers(student, config.ignore)
-
-
-def ignored_layers(model: nn.Module, paths: list[str]) -> list[nn.Module]:
-    """Return the modules at these paths with all modules inside them.
-
-    Raises:
-        TaskError: There is no module at a path.
-    """
-    modules = dict(model.named_modules())
-    for path in paths:
-        if path not in modules:
-            raise TaskError(f"[prune] ignore: the student has no module '{path}'{nearest(path, filter(None, modules))}")
-    return [module for path in paths for module in modules[path].modules()]
 
 
 def run(

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from edgekd.training.distillation.setup import DistillationNetworks, distillation_setup
 from edgekd.training.loop.autograd_layers import frozen_statistics
+from edgekd.training.loop.compute_device import compute_device
 from edgekd.training.loop.evaluate import probe, save_trained
-from edgekd.training.loop.loop import Fit, compute_device, fit
+from edgekd.training.loop.loop import Fit, fit
 from edgekd.training.loop.settings import describe_length
 from edgekd.training.qat.fake_quant import fake_quantized
 from edgekd.training.taps.taps import NetworkTaps

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from edgekd.errors import RecipeError
-from edgekd.training.loop.compute_device import find_device
-from edgekd.training.loop.loop import compute_device
+from edgekd.training.loop.compute_device import compute_device, find_device
 from edgekd.training.stage_run import Resources, computing
 
 GPUS = torch.cuda.device_count()
