@@ -172,7 +172,7 @@ def _width(recipe: Recipe) -> int | None:
     if task.name not in {known.name for known in CATALOGUE}:
         return None
     need("torch", "build")
-    size = importlib.import_module(f"edgekd.tasks.{task.name}").STUDENT
+    size = importlib.import_module(f"edgekd.tasks.{task.name.replace('-', '_')}").STUDENT
     return int(task.options.get("student", {}).get("width", size.width))
 
 
