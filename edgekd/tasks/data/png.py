@@ -31,7 +31,7 @@ class PngError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Header:
+class _PngHeader:
     width: int
     height: int
     depth: int
@@ -80,14 +80,14 @@ def _chunks(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += length + 12  # with its length, kind and checksum
 
 
-def _header(content: bytes) -> _Header:
+def _header(content: bytes) -> _PngHeader:
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", content)
     if interlaced or depth > 8:
         raise PngError("is interlaced" if interlaced else "has 16 bits a channel")
-    return _Header(width, height, depth, colour)
+    return _PngHeader(width, height, depth, colour)
 
 
-def _unfiltered(data: bytes, header: _Header) -> _Bytes:
+def _unfiltered(data: bytes, header: _PngHeader) -> _Bytes:
     """Undo the rows' filters: uint8 [height, bytes of a row].
 
     A byte depends on the byte to its left, the one above it, and the one above that to the left. All pixels of one
@@ -125,7 +125,7 @@ def _predicted(
     return np.choose(filters, [np.zeros_like(left), left, above, (left + above) >> 1, paeth])
 
 
-def _unpacked(rows: _Bytes, header: _Header) -> _Bytes:
+def _unpacked(rows: _Bytes, header: _PngHeader) -> _Bytes:
     """Return pixels [height, width, channels] of rows whose bytes may hold several pixels."""
     if header.depth < 8:
         bits = np.unpackbits(rows, axis=1).reshape(header.height, -1, header.depth)
