@@ -11,6 +11,7 @@ as a tie. The interval is over students: another teacher may do otherwise.
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -74,7 +75,8 @@ class Case:
         """Distil a student, and measure it."""
         config: DistillConfig = (self.recipe if method == "edgekd" else self.plain).distill
         folder = _RUNS / f"{self.recipe.task.name}-{method}-{seed}"
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # a stopped run's, which a new one would take up
+        folder.mkdir(parents=True)
         start = time.perf_counter()
         self.stages.distil(self.teacher, config, seed, folder, StageReporter(Silent(), "distill"))
         seconds = time.perf_counter() - start

@@ -25,7 +25,7 @@ _NAMES = {
     "edgekd.runtime.backends.backend": ("Backend", "BackendOption"),
     "edgekd.stages.labels": ("UNLABELLED",),
     "edgekd.tasks": ("Package", "fetch", "read_member", "shipped_task"),
-    "edgekd.tasks.data.columns": ("Choices", "Words"),
+    "edgekd.tasks.data.columns": ("Categories", "Words"),
     "edgekd.tasks.data.division": ("Division",),
     "edgekd.tasks.data.files": ("Arrays", "Images", "Sounds"),
     "edgekd.tasks.data.folder": ("from_folder",),

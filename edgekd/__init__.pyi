@@ -43,7 +43,7 @@ from edgekd.tasks import Package as Package
 from edgekd.tasks import fetch as fetch
 from edgekd.tasks import read_member as read_member
 from edgekd.tasks import shipped_task as shipped_task
-from edgekd.tasks.data.columns import Choices as Choices
+from edgekd.tasks.data.columns import Categories as Categories
 from edgekd.tasks.data.columns import Words as Words
 from edgekd.tasks.data.division import Division as Division
 from edgekd.tasks.data.files import Arrays as Arrays
@@ -101,7 +101,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "CacheError",
-    "Choices",
+    "Categories",
     "DataError",
     "DeviceError",
     "Division",

@@ -11,8 +11,8 @@ import edgekd
 
 #: Names that are classes and functions of torch, and so load it.
 OF_TORCH = {
-    "ArraySplit", "Arrays", "Batch", "Choices", "Division", "Images", "Modality", "Output", "Sample", "Sounds", "Split",
-    "Standardize", "Task", "TaskData", "Words", "from_csv", "from_folder",
+    "ArraySplit", "Arrays", "Batch", "Categories", "Division", "Images", "Modality", "Output", "Sample", "Sounds",
+    "Split", "Standardize", "Task", "TaskData", "Words", "from_csv", "from_folder",
 }  # fmt: skip
 HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "click", "rich", "msgspec", "numpy")
 

@@ -17,13 +17,13 @@ from edgekd.pipeline.target.evaluate import CHECK, EVALUATE
 from edgekd.pipeline.target.judge import JUDGE
 from edgekd.pipeline.target.missing import MISSING
 from edgekd.pipeline.target.package import BUNDLE, PROFILE
-from edgekd.pipeline.target.preflight import PREFLIGHT_TARGET
 from edgekd.pipeline.target.quantize import QUANTIZE
 from edgekd.pipeline.target.repair import REPAIR
 from edgekd.pipeline.target.robustness import ROBUSTNESS_SHIPPED
 from edgekd.pipeline.target.verify import VERIFY
 from edgekd.pipeline.threads import THREADS
 from edgekd.pipeline.trained_source import DISTILL, EXPORT, QAT, ROBUSTNESS, TEACHER
+from edgekd.pipeline.tried_target import PREFLIGHT_TARGET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -4,7 +4,9 @@ import io
 import numpy as np
 import pytest
 import torch
+from commands import SETTINGS, edgekd
 
+from edgekd import load
 from edgekd.errors import DataError
 from edgekd.tasks.catalogue import PVLIB, SOLAR
 from edgekd.tasks.packages import fetch, read_member
@@ -66,3 +68,22 @@ def test_the_split_never_changes(task):
 
 IDS = ["solar-greensboro-h4404", "solar-sand-point-h4020"]
 TARGETS = [276.0, 260.0, 241.0]
+
+
+def test_the_recipe_builds_a_bundle_whose_output_is_in_watts(tmp_path):
+    quick = {
+        **SETTINGS,
+        "teacher.epochs": 1,
+        "distill.epochs": 1,
+        "prune.epochs": 1,
+        "profile.iterations": 100,
+        "profile.layers": "false",
+        "robustness.measure": "false",
+        "gate.undecided": "release",
+    }
+    sets = [f"--set={key}={value}" for key, value in quick.items()]
+    built = edgekd("build", "--recipe", "solar", "--target", "cpu", *sets, cwd=tmp_path)
+    assert built.returncode == 0, built.stderr
+    with load(tmp_path / "build" / "solar" / "cpu" / "bundle") as engine:
+        hours = {modality.name: np.zeros((1, *modality.shape), np.float32) for modality in Solar.modalities}
+        assert engine.run(hours)["sunlight"].shape == (1, 3)

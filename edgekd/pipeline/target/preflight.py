@@ -30,11 +30,12 @@ from edgekd.pipeline.target.refusal import in_users_terms, name_node, read_origi
 from edgekd.pipeline.target.repair import return_layers
 from edgekd.pipeline.target.robustness import measure_shipped
 from edgekd.pipeline.target.verify import verify
+from edgekd.pipeline.tried_target import PREFLIGHT_TARGET, TriedTarget
 from edgekd.runtime.backends.registry import ORT, Runtime, find_backend
 from edgekd.stages.artifacts import CALIBRATION, DEPLOY, TEST, onnx_name, origins_name
 from edgekd.stages.cache import Cache
 from edgekd.stages.progress import Silent
-from edgekd.stages.stage import Runner, StageSpec, library_versions
+from edgekd.stages.stage import Runner, library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,29 +52,6 @@ if TYPE_CHECKING:
 #: Enough to see whether a graph can be quantized; how well is nothing that an untrained network could tell.
 _RANGES: Final = "minmax"
 _CALIBRATION = Calibration(description="", ranges=_RANGES, samples=4, chunk=4)
-
-
-@dataclass(frozen=True)
-class TriedTarget:
-    """A target that can be built.
-
-    Attributes:
-        tried: The candidates that its library and device took.
-        refused: For each that they did not the reason.
-    """
-
-    tried: tuple[str, ...]
-    refused: dict[str, str]
-
-
-PREFLIGHT_TARGET: StageSpec[TriedTarget] = StageSpec(
-    "preflight_target",
-    3,
-    TriedTarget,
-    ("onnx", "onnxruntime"),
-    "quantize, build, run, judge and bundle the untrained student for the target",
-    lambda found: f"{', '.join(found.tried)} can be built",
-)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Choices:
+class Categories:
     """Columns of names as class indices, int64, for an embedding table or one-hot vectors.
 
     Attributes:
@@ -55,7 +55,7 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class TextTable:
+class CsvTable:
     """A table of texts.
 
     Attributes:
@@ -114,7 +114,7 @@ class InputColumn:
     files: list[Path] = field(default_factory=list)
 
 
-def read_table(path: Path) -> TextTable:
+def read_table(path: Path) -> CsvTable:
     """Read a table.
 
     Raises:
@@ -145,10 +145,10 @@ def read_table(path: Path) -> TextTable:
     for row, line in zip(rows[1:], lines[1:], strict=True):
         if len(row) != len(columns):
             raise DataError(f"{path}, line {line}: has {len(row)} cells, and the first line {len(columns)} columns")
-    return TextTable(path, columns, rows[1:], lines[1:])
+    return CsvTable(path, columns, rows[1:], lines[1:])
 
 
-def floats(table: TextTable, column: str) -> NDArray[np.float32]:
+def floats(table: CsvTable, column: str) -> NDArray[np.float32]:
     """Return a column of numbers, none of which is empty.
 
     Raises:
@@ -158,7 +158,7 @@ def floats(table: TextTable, column: str) -> NDArray[np.float32]:
 
 
 def input_of(
-    table: TextTable, name: str, columns: str | Sequence[str] | Words | Choices | Images | Sounds | Arrays
+    table: CsvTable, name: str, columns: str | Sequence[str] | Words | Categories | Images | Sounds | Arrays
 ) -> InputColumn:
     """Return columns of a table as a modality.
 
@@ -167,7 +167,7 @@ def input_of(
     """
     if isinstance(columns, Words):
         return _words(table, name, columns)
-    if isinstance(columns, Choices):
+    if isinstance(columns, Categories):
         return _choices(table, name, _several(columns.columns))
     if isinstance(columns, Images | Sounds | Arrays):
         return _files(table, name, columns)
@@ -184,14 +184,14 @@ def _several(columns: str | Sequence[str]) -> list[str]:
     return names
 
 
-def _present(table: TextTable, columns: Sequence[str]) -> NDArray[np.bool_]:
+def _present(table: CsvTable, columns: Sequence[str]) -> NDArray[np.bool_]:
     """Return which rows have a modality: any of its cells is filled."""
     filled = np.array([[cell != "" for cell in table.cells(column)] for column in columns])
     present: NDArray[np.bool_] = np.logical_or.reduce(filled, axis=0)
     return present
 
 
-def _floats(table: TextTable, column: str, present: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _floats(table: CsvTable, column: str, present: NDArray[np.bool_]) -> NDArray[np.float32]:
     values = np.zeros(len(table.rows), np.float32)
     for row, cell in enumerate(table.cells(column)):
         if not present[row]:
@@ -206,14 +206,14 @@ def _floats(table: TextTable, column: str, present: NDArray[np.bool_]) -> NDArra
         except ValueError as error:
             raise DataError(
                 f"{table.line(row)}: column '{column}' is '{cell}', which is no number; for text there is Words, for "
-                "names Choices"
+                "names Categories"
             ) from error
         if not np.isfinite(values[row]):
             raise DataError(f"{table.line(row)}: column '{column}' is '{cell}', which is not finite")
     return values
 
 
-def _words(table: TextTable, name: str, words: Words) -> InputColumn:
+def _words(table: CsvTable, name: str, words: Words) -> InputColumn:
     columns = _several(words.column)
     texts = [" ".join(cells) for cells in zip(*(table.cells(column) for column in columns), strict=True)]
     values = np.stack([word_tokens(text, words.length, words.buckets) for text in texts])
@@ -222,7 +222,7 @@ def _words(table: TextTable, name: str, words: Words) -> InputColumn:
     return InputColumn(Modality(name, (words.length,), told, dtype="int64", pad=0), values, present)
 
 
-def _choices(table: TextTable, name: str, columns: list[str]) -> InputColumn:
+def _choices(table: CsvTable, name: str, columns: list[str]) -> InputColumn:
     present, indices, told = _present(table, columns), [], []
     for column in columns:
         cells = table.cells(column)
@@ -236,7 +236,7 @@ def _choices(table: TextTable, name: str, columns: list[str]) -> InputColumn:
     return InputColumn(Modality(name, (len(columns),), "; ".join(told), dtype="int64"), values, present)
 
 
-def _files(table: TextTable, name: str, reader: FileReader) -> InputColumn:
+def _files(table: CsvTable, name: str, reader: FileReader) -> InputColumn:
     cells = table.cells(reader.source)
     present = np.array([cell != "" for cell in cells])
     paths = [table.path.parent / cell for cell in cells if cell]

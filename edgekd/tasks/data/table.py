@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import DataError, nearest
-from edgekd.tasks.data.columns import Choices, TextTable, Words, floats, input_of, read_table
+from edgekd.tasks.data.columns import Categories, CsvTable, Words, floats, input_of, read_table
 from edgekd.tasks.data.division import Division, divide
 from edgekd.tasks.data.task_data import Samples, TargetKind, Targets, TaskData, divided
 from edgekd.training.task.protocol import SPLITS
@@ -25,7 +25,7 @@ _KINDS: tuple[TargetKind, ...] = ("classes", "regression", "multilabel")
 
 def from_csv(
     path: str | Path,
-    modalities: Mapping[str, str | Sequence[str] | Words | Choices | Images | Sounds | Arrays],
+    modalities: Mapping[str, str | Sequence[str] | Words | Categories | Images | Sounds | Arrays],
     target: str | Sequence[str],
     kind: TargetKind = "classes",
     *,
@@ -37,7 +37,7 @@ def from_csv(
     Args:
         path: The table, in UTF-8, its first row the names of the columns; comma, semicolon or tab between them.
         modalities: For each modality its columns of numbers, which become one float vector; or :class:`edgekd.Words`,
-            :class:`edgekd.Choices`, or files by their paths beside the table: :class:`edgekd.Images`,
+            :class:`edgekd.Categories`, or files by their paths beside the table: :class:`edgekd.Images`,
             :class:`edgekd.Sounds`, :class:`edgekd.Arrays`. A row in which all cells of a modality are empty lacks it.
         target: Column of the class's name; columns of numbers for a regression; or columns of 0 and 1, one for each
             label, for "multilabel".
@@ -68,7 +68,7 @@ def from_csv(
     return divided(Samples(ids, described, inputs, present, groups, targets), parts, files)
 
 
-def _targets(table: TextTable, columns: list[str], kind: TargetKind) -> Targets:
+def _targets(table: CsvTable, columns: list[str], kind: TargetKind) -> Targets:
     if kind not in _KINDS:
         raise DataError(f"{table.path}: there is no kind of target '{kind}'{nearest(kind, _KINDS)}")
     if kind == "classes":
@@ -88,7 +88,7 @@ def _targets(table: TextTable, columns: list[str], kind: TargetKind) -> Targets:
     return Targets(kind, values, tuple(columns))
 
 
-def _parts(table: TextTable, column: str) -> dict[str, NDArray[np.int64]]:
+def _parts(table: CsvTable, column: str) -> dict[str, NDArray[np.int64]]:
     """Return the splits that a column names."""
     names = table.texts(column)
     for row, name in enumerate(names):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgekd.config.loading import Draft  # noqa: TC001 - msgspec reads the annotations
-from edgekd.workflows.search.space import ListedChoices, Range, Space
+from edgekd.workflows.search.space import Choices, Range, Space
 
 #: A trial whose worker was lost is asked for again, up to this number of attempts.
 ATTEMPTS = 3
@@ -37,7 +37,7 @@ class SearchJob:
     """
 
     draft: Draft
-    choices: tuple[ListedChoices, ...]
+    choices: tuple[Choices, ...]
     ranges: tuple[Range, ...]
     opset: int
     cache: str

@@ -25,7 +25,7 @@ from edgekd.stages.progress import Observer, Silent
 from edgekd.tasks.catalogue import CATALOGUE
 from edgekd.workflows.arguments import DEFAULT_CACHE, resolve_paths, resolve_targets
 from edgekd.workflows.search.job import SearchJob
-from edgekd.workflows.search.space import ListedChoices, Range, make_space
+from edgekd.workflows.search.space import Choices, Range, make_space
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,7 +139,7 @@ def _plan(
     task = project.loaded
     job = SearchJob(
         draft=draft,
-        choices=tuple(axis for axis in space.axes if isinstance(axis, ListedChoices)),
+        choices=tuple(axis for axis in space.axes if isinstance(axis, Choices)),
         ranges=tuple(axis for axis in space.axes if isinstance(axis, Range)),
         opset=targets[0].opset,
         cache=str(cache),
@@ -172,7 +172,7 @@ def _width(recipe: Recipe) -> int | None:
     if task.name not in {known.name for known in CATALOGUE}:
         return None
     need("torch", "build")
-    size = importlib.import_module(f"edgekd.tasks.{task.name}").STUDENT
+    size = importlib.import_module(f"edgekd.tasks.{task.name.replace('-', '_')}").STUDENT
     return int(task.options.get("student", {}).get("width", size.width))
 
 

@@ -39,7 +39,7 @@ Params = dict[str, Value]
 
 
 @dataclass(frozen=True)
-class ListedChoices:
+class Choices:
     """An axis with some values to choose from; a table or a list among them is written as TOML.
 
     Attributes:
@@ -107,7 +107,7 @@ class Range:
         return {"low": self.low, "high": self.high, "log": self.log, "step": self.step}
 
 
-Axis = ListedChoices | Range
+Axis = Choices | Range
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ def _check_key(key: str) -> None:
         raise RecipeError(f"{_WHERE} {key}: a * stands for the shares of all losses, as in distill.loss.extra.*")
 
 
-def _choices(key: str, values: Sequence[Value | list[object] | JsonObject]) -> ListedChoices:
+def _choices(key: str, values: Sequence[Value | list[object] | JsonObject]) -> Choices:
     if key.endswith(_FACTOR):
         raise RecipeError(f"{_WHERE} {key}: is a factor; give it a range, {{ low = 0.3, high = 10.0, log = true }}")
     for value in values:
@@ -297,7 +297,7 @@ def _choices(key: str, values: Sequence[Value | list[object] | JsonObject]) -> L
     written = tuple(dict.fromkeys(toml_value(value) if isinstance(value, dict | list) else value for value in values))
     if len(written) < 2:
         raise RecipeError(f"{_WHERE} {key}: gives nothing to choose from; it needs two different choices or more")
-    return ListedChoices(key, written)
+    return Choices(key, written)
 
 
 def _range(key: str, entry: JsonObject) -> Range:
@@ -325,9 +325,9 @@ def _range(key: str, entry: JsonObject) -> Range:
 
 
 def _with_own(axis: Axis, own: object) -> Axis:
-    if isinstance(axis, ListedChoices):
+    if isinstance(axis, Choices):
         same = [value for value in axis.values if own is not None and _meant(axis.key, value) == own]
-        return ListedChoices(axis.key, axis.values, same[0] if same else None)
+        return Choices(axis.key, axis.values, same[0] if same else None)
     if isinstance(own, bool) or not isinstance(own, int | float) or not axis.low <= own <= axis.high:
         return axis
     steps = (own - axis.low) / axis.step if axis.step is not None else 0.0

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from edgekd.errors import DataError
-from edgekd.tasks.data.columns import Choices, Words
+from edgekd.tasks.data.columns import Categories, Words
 from edgekd.tasks.data.division import Division
 from edgekd.tasks.data.files import Arrays
 from edgekd.tasks.data.table import from_csv
@@ -58,7 +58,7 @@ def test_columns_become_modalities_and_classes(table):
 
 
 def test_names_are_indices_and_the_description_says_of_what(table):
-    data = from_csv(table(), {"size": "area", "colour": Choices("colour")}, target="kind")
+    data = from_csv(table(), {"size": "area", "colour": Categories("colour")}, target="kind")
     assert data.modalities[1].description == "colour: 0 blue, 1 red"
     np.testing.assert_array_equal(joined(data, "colour")[:, 0], np.arange(40) % 2)
 
@@ -150,7 +150,7 @@ SIZE = {"size": ["area", "rooms"]}
         ({2: "1,2,x,red,flat,1,2,1,o"}, SIZE, ["old", "red"], "multilabel", "line 4: column 'old' is 2; a label's"),
         (
             {2: "1,2,x,,flat,1,2,1,o"},
-            {"c": Choices(["colour", "about"])},
+            {"c": Categories(["colour", "about"])},
             "kind",
             "classes",
             "column 'colour' is empty",

@@ -7,7 +7,7 @@ import pytest
 from edgekd.config.loading import draft_recipe
 from edgekd.config.toml import parse_toml_value, toml_value
 from edgekd.errors import RecipeError, TaskError
-from edgekd.workflows.search.space import ListedChoices, Range, make_space
+from edgekd.workflows.search.space import Choices, Range, make_space
 
 
 @pytest.fixture
@@ -70,13 +70,11 @@ def test_keys_may_be_quoted_or_dotted_or_tables_and_what_is_named_is_all(draft):
     axes = {axis.key: axis for axis in space.axes}
     assert axes == {
         "distill.loss.temperature": Range("distill.loss.temperature", 2.0, 8.0, own=4.0),
-        "prune.importance": ListedChoices("prune.importance", ("gram", "magnitude"), "gram"),
+        "prune.importance": Choices("prune.importance", ("gram", "magnitude"), "gram"),
         "distill.epochs": Range("distill.epochs", 1, 5, step=2),
-        "prune.epochs": ListedChoices("prune.epochs", (2, 4)),
+        "prune.epochs": Choices("prune.epochs", (2, 4)),
         "teacher.learning_rate": Range("teacher.learning_rate", 1e-4, 1e-2, log=True, own=2e-3),
-        "distill.loss.extra": ListedChoices(
-            "distill.loss.extra", ("kd", "intra+sample", "{ fd = { share = 2.0 } }", "{}")
-        ),
+        "distill.loss.extra": Choices("distill.loss.extra", ("kd", "intra+sample", "{ fd = { share = 2.0 } }", "{}")),
         "distill.loss.extra.*": Range("distill.loss.extra.*", 0.5, 2.0, own=1.0),
     }
     fd = {"distill.loss.extra": "{ fd = { share = 2.0 } }", "distill.loss.extra.*": 1.5}
