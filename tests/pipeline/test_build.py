@@ -136,8 +136,11 @@ def test_again_does_no_work_and_imports_nothing_heavy(built):
 @pytest.mark.parametrize(
     ("change", "stages"),
     [
-        ({"gate__resamples": 300}, ["prune_check", "check", "missing", "judge", "bundle", "verify"]),
-        ({"gate__tau_fail": 0.9, "gate__tau_pass": 0.8}, ["prune_check", "check", "judge", "bundle", "verify"]),
+        ({"gate__resamples": 300}, ["prune_check", "check", "missing", "judge", "details", "bundle", "verify"]),
+        (
+            {"gate__tau_fail": 0.9, "gate__tau_pass": 0.8},
+            ["prune_check", "check", "judge", "details", "bundle", "verify"],
+        ),
         ({"profile__iterations": 300}, ["profile", "bundle", "verify"]),
         ({"quantize__calibration": "entropy"}, [*SHIPPING]),
         (
