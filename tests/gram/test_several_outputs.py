@@ -69,6 +69,6 @@ def test_what_a_repair_goes_by_counts_each_of_them_in_its_own_measure():
 
 
 def test_an_output_that_one_of_them_lacks_is_named():
+    lacking = Probe(np.arange(COUNT).astype(str), {"boxes": EXACT["boxes"]}, {})
     with pytest.raises(ValueError, match="the outputs 'scores' are None and"):
-        lacking = Probe(np.arange(COUNT).astype(str), {"boxes": EXACT["boxes"]}, {})
         compare_outputs(lacking, probe_of(), KINDS, None, Bootstrap())
