@@ -258,12 +258,14 @@ def test_ctrl_c_leaves_nothing_running_there(board, cache, tmp_path):
 
 
 NOISY = '''
+from pathlib import Path
+
 import numpy as np
 from edgekd.runtime.backends.onnxruntime import open_engine as ort
 
 
 class Noisy:
-    """An engine library whose embeddings are never the same twice."""
+    """An engine library whose embeddings are never the same twice on a board, where its target's file is not."""
 
     def __init__(self, inner):
         self._inner, self._random = inner, np.random.default_rng()
@@ -271,7 +273,8 @@ class Noisy:
 
     def run(self, feeds):
         found = self._inner.run(feeds)
-        noise = {name: self._random.normal(size=x.shape).astype("f4") for name, x in found.items()}
+        level = 0.0 if Path(__file__).with_name("noisy.toml").exists() else 1.0
+        noise = {name: level * self._random.normal(size=x.shape).astype("f4") for name, x in found.items()}
         return {name: x + noise[name] if name != "logits" else x for name, x in found.items()}
 
     def close(self):
