@@ -42,7 +42,8 @@ def says(found, code):
 
 
 COMMANDS = ["", "build", "check", "blame", "search", "advise", "init", "tasks", "targets", "targets show", "recipe",
-            "recipe schema", "recipe show", "verify", "profile", "predict", "device", "device install", "report"]  # fmt: skip
+            "recipe schema", "recipe show", "predict", "verify", "profile", "device", "device install",
+            "report"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
