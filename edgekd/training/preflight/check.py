@@ -90,7 +90,7 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -
             shapes = _check_networks(task, (teacher, student), taps, recipe, inputs, report)
         _try_training(task, (teacher, student), taps, recipe, inputs, report)
         truths, facts = check_samples(task, shapes, tables)
-        for warning in describe_data(truths, facts, label_names(task, shapes)):
+        for warning in describe_data(truths, facts, label_names(task, shapes), task.outputs):
             report.warn(warning)
         student.model.cpu()
         answer = _check_metric(task, student, taps.student, [x[:_ANSWERED] for x in first.inputs.values()], truths)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from edgekd.gram.measures.constant import are_alike
+from edgekd.gram.nest import known_rows
 from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from edgekd.gram.output_kind import OutputKind
     from edgekd.training.loop.evaluate import GroundTruth
     from edgekd.training.task.protocol import Batch
 
@@ -64,7 +67,10 @@ class SplitFacts:
 
 
 def describe_data(
-    truths: Mapping[str, GroundTruth], facts: Mapping[str, SplitFacts], classes: Sequence[str]
+    truths: Mapping[str, GroundTruth],
+    facts: Mapping[str, SplitFacts],
+    classes: Sequence[str],
+    outputs: Mapping[str, OutputKind],
 ) -> Iterator[str]:
     """Yield a sentence for what is odd about the samples.
 
@@ -72,9 +78,12 @@ def describe_data(
         truths: The ground truth of each split.
         facts: What was seen of each split.
         classes: The names of the classes that a label stands for.
+        outputs: What each output of the task is, by name.
     """
     yield from _few(truths)
     yield from _labels(truths, classes)
+    if not classes:
+        yield from _constant(truths, outputs)
     yield from _alike(truths, facts)
     for first, second in _APART:
         yield from _shared(first, second, truths, facts)
@@ -118,6 +127,20 @@ def _labels(truths: Mapping[str, GroundTruth], classes: Sequence[str]) -> Iterat
             lesson = {"train": "no network can learn it"}.get(name, "nothing is measured of it")
             what = "class" if len(absent) == 1 else f"{len(absent)} of {len(classes)} classes:"
             yield f"no sample of split '{name}' is of {what} {_named(classes, absent)}: {lesson}"
+
+
+def _constant(truths: Mapping[str, GroundTruth], outputs: Mapping[str, OutputKind]) -> Iterator[str]:
+    """Yield what targets are the same in all samples, of outputs whose targets edgekd can read."""
+    for name in ("train", "val", "test"):
+        targets = truths[name].targets
+        for output, kind in outputs.items():
+            found = targets.get(output) if isinstance(targets, dict) else targets
+            one_of_all = isinstance(targets, dict) == (len(outputs) > 1)
+            if kind.name == "custom" or not one_of_all or not isinstance(found, np.ndarray):
+                continue
+            if known_rows(found).sum() > 1 and are_alike(kind, found):
+                lesson = {"train": "there is nothing to learn"}.get(name, "the metric cannot tell a constant answer")
+                yield f"the target of output '{output}' is the same in all samples of split '{name}': {lesson}"
 
 
 def _named(classes: Sequence[str], numbers: Sequence[int]) -> str:

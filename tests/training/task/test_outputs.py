@@ -17,6 +17,7 @@ from edgekd.stages.artifacts import PROBE, TEST
 from edgekd.stages.progress import StageReporter
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.distillation.cached_teacher import write_outputs
+from edgekd.training.distillation.task_losses import losses_of
 from edgekd.training.export import stage as export
 from edgekd.training.export.onnx import ExportNetwork
 from edgekd.training.loop.weights import build
@@ -260,6 +261,13 @@ def test_doubles_and_whole_numbers_of_custom_outputs_become_floats():
         ({"blank": 0}, "blank is no option of the kind 'classes', but of sequence-classes"),
         ({"threshold": 0.5}, "threshold is no option of the kind 'classes'"),
         ({"index": "own"}, "its index is 'own', must be 'float', or 'own' of an embedding"),
+        ({"kind": "multilabel", "threshold": 5}, "its threshold is 5, must be a number between 0 and 1"),
+        ({"kind": "regression", "threshold": float("nan")}, "its threshold is nan, must be a finite number"),
+        ({"kind": "regression", "threshold": "3"}, "its threshold is '3', must be a finite number"),
+        ({"kind": "sequence-classes", "blank": -1}, "its blank is -1, must be the number of a class, from 0"),
+        ({"kind": "sequence-classes", "blank": True}, "its blank is True, must be the number of a class"),
+        ({"probabilities": "no"}, "its probabilities is 'no', must be True or False"),
+        ({"description": 3}, "its description is an int, must be a text"),
         ({"weight": -1}, "its weight is -1, must be a number from 0"),
         ({"classes": "ab"}, "its classes are a str, must be a list of names"),
     ],
@@ -312,11 +320,40 @@ class Untargeted(OutputTask):
         (lambda: changed("regression", lambda x: x), r"is of shape \(\) for a sample, but the output is of \(2,\)"),
         (lambda: changed("dense-classes", lambda x: x.long() % 3), r"dense-classes needs \(2, 2\)"),
         (lambda: changed("multilabel", lambda x: torch.full((len(x), 2), 3)), "holds 3; a label holds"),
+        (lambda: changed("regression", lambda x: torch.full((len(x), 2), torch.inf)), "is infinite in some sample"),
+        (lambda: changed("ctc", lambda x: torch.ones(len(x), 4).long()), "has 4 tokens, for which CTC needs 7 steps"),
     ],
 )
 def test_targets_that_do_not_fit_are_named_before_training(task, said):
     made = loaded(task())
     with pytest.raises(TaskError, match=said):
+        check(made, taps_of(made), RECIPE, reporter())
+
+
+def test_numbers_of_any_units_count_alike_and_constant_ones_are_bounded():
+    def make(x):
+        varying = [x * 1e9 + 5e9, x * 1e-9]
+        return torch.stack([*varying, torch.full_like(x, 7), torch.zeros_like(x)], 1)
+
+    class Units(SmallTask):
+        outputs = (Output("answer", "regression"),)
+
+        def splits(self):
+            made = super().splits()
+            return {key: ArraySplit(x.ids, x.inputs, targets=target_rows(x, make)) for key, x in made.items()}
+
+    made = loaded(Units())
+    targets = made.splits["train"].targets
+    mean = targets.double().mean(0).float()
+    assert float(losses_of(made).supervised({"answer": mean.expand(90, 4)}, targets)) == pytest.approx(0.5, rel=1e-3)
+    assert float(losses_of(made).supervised({"answer": mean.expand(90, 4) * 0}, targets)) < 100
+
+
+def test_a_blank_that_is_no_class_of_the_network_is_named_before_training():
+    task = OutputTask({"answer": "ctc"})
+    task.outputs = [Output("answer", "sequence-classes", blank=3)]
+    made = loaded(task)
+    with pytest.raises(TaskError, match="the blank of output 'answer' is 3, but the networks give 3 classes"):
         check(made, taps_of(made), RECIPE, reporter())
 
 
