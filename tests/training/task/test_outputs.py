@@ -1,5 +1,6 @@
 """Outputs of every kind, one and several: read from any answer, trained, distilled, exported; refused by name."""
 
+from collections import namedtuple
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +58,12 @@ class Answers(TwoTowers):
 
 @dataclass
 class Named:
+    what: torch.Tensor
+    where: torch.Tensor
+
+
+@dataclass(slots=True)
+class Slots:
     what: torch.Tensor
     where: torch.Tensor
 
@@ -137,6 +144,8 @@ WRAPPED = {
     "list": list,
     "dict": lambda outputs: {"where": outputs[1], "more": 3, "what": outputs[0]},
     "dataclass": lambda outputs: Named(*outputs),
+    "slots": lambda outputs: Slots(*outputs),
+    "namedtuple": lambda outputs: namedtuple("Swapped", "where what")(outputs[1], outputs[0]),
 }
 
 
@@ -244,6 +253,12 @@ def test_a_tuple_of_too_few_outputs_is_named():
         TaskError, match=r"must give 'x', 'y', in a tuple in this order or by name, but gave a tuple of \(2, 3\)"
     ):
         read_answers((torch.zeros(2, 3),), {"x": OutputKind(), "y": OutputKind()})
+
+
+def test_the_places_of_a_namedtuple_are_not_guessed_where_some_of_its_names_are_those_of_outputs():
+    swapped = namedtuple("Swapped", "scores x")
+    with pytest.raises(TaskError, match=r"gave a Swapped of 'scores' .*: 'score' is not there; did you mean 'scores'"):
+        read_answers(swapped(torch.zeros(2, 3), torch.ones(2, 3)), {"x": OutputKind(), "score": OutputKind()})
 
 
 def test_doubles_and_whole_numbers_of_custom_outputs_become_floats():
