@@ -216,6 +216,20 @@ def test_a_tasks_own_functions_are_what_trains_and_measures(tmp_path):
     assert called == {"loss", "distill", "metric"}
 
 
+@pytest.mark.parametrize(
+    ("same", "said"),
+    [
+        (lambda outputs, reference: (outputs == reference).all(1), "the very same answers that 1 of them changed"),
+        (lambda outputs, reference: outputs != reference, r"of shape \(30,\), but it returned bool of shape \(30, 2\)"),
+    ],
+    ids=["inverted", "of each number"],
+)
+def test_a_word_on_what_is_the_same_is_tried_on_the_same(same, said):
+    task = loaded(OutputTask({"answer": "regression"}, same=same))
+    with pytest.raises(TaskError, match=said):
+        check(task, taps_of(task), RECIPE, reporter())
+
+
 def test_a_loss_that_returns_no_scalar_is_named():
     task = loaded(OutputTask({"answer": "regression"}, loss=lambda outputs, targets: outputs))
     with pytest.raises(
