@@ -47,9 +47,16 @@ class SplitFacts:
     digests: list[bytes] = field(default_factory=list)
     alike: set[str] = field(default_factory=set)
     _first: dict[str, Tensor] = field(default_factory=dict)
+    _inputs: tuple[str, ...] = ()
+
+    @property
+    def never(self) -> list[str]:
+        """The modalities that every sample so far lacks."""
+        return [name for name in self._inputs if name not in self._first]
 
     def add(self, batch: Batch) -> None:
         """Look at a batch."""
+        self._inputs = tuple(batch.inputs)
         for name, x in batch.inputs.items():
             present = batch.present.get(name)
             rows = x if present is None else x[present > 0]
@@ -149,6 +156,15 @@ def _named(classes: Sequence[str], numbers: Sequence[int]) -> str:
 
 
 def _alike(truths: Mapping[str, GroundTruth], facts: Mapping[str, SplitFacts]) -> Iterator[str]:
+    uses = {
+        "train": "nothing can be learned from it",
+        "calibration": "the ranges of INT8 are not found for it",
+        "val": "what ships is chosen without it",
+        "test": "nothing is measured of it",
+    }
+    for split, use in uses.items():
+        for name in facts[split].never:
+            yield f"every sample of split '{split}' lacks '{name}', so {use}"
     if len(truths["train"].ids) > 1:
         for name in sorted(facts["train"].alike):
             yield (

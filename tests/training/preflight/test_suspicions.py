@@ -178,6 +178,11 @@ def test_targets_that_are_the_same_everywhere_are_warned_of(kind):
     )
 
 
+def test_a_modality_that_every_sample_of_a_split_lacks_is_warned_of():
+    (warning,) = warned(with_splits(val={"present": {"a": torch.zeros(20)}}))
+    assert warning == "every sample of split 'val' lacks 'a', so what ships is chosen without it"
+
+
 def draw(count):
     return (torch.arange(count * 3).reshape(count, 3) % 2).float()
 

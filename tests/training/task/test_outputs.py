@@ -30,6 +30,7 @@ from edgekd.training.task.checked_split import checked_split
 from edgekd.training.task.checks import check_task
 from edgekd.training.task.loading import LoadedTask
 from edgekd.training.task.protocol import ArraySplit, Output
+from edgekd.training.task.targets import target_nest
 
 #: One output of each kind: its options, the shape that a network gives for a sample, and the target of a sample.
 KINDS = {
@@ -376,6 +377,11 @@ def test_numbers_of_any_units_count_alike_and_constant_ones_are_bounded():
     mean = targets.double().mean(0).float()
     assert float(losses_of(made).supervised({"answer": mean.expand(90, 4)}, targets)) == pytest.approx(0.5, rel=1e-3)
     assert float(losses_of(made).supervised({"answer": mean.expand(90, 4) * 0}, targets)) < 100
+
+
+def test_a_whole_number_that_an_int64_does_not_hold_is_no_target():
+    with pytest.raises(TaskError, match="must be a tensor, an array or a number"):
+        target_nest("the target", np.array([2**63 + 5], np.uint64))
 
 
 def test_a_blank_that_is_no_class_of_the_network_is_named_before_training():
