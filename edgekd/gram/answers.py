@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from edgekd.gram.measures.measure import Measure
     from edgekd.gram.measures.rows import Rows
     from edgekd.gram.npz import Array
-    from edgekd.gram.probe import Probe
+    from edgekd.gram.probe import Answer, Probe
     from edgekd.gram.streaming import Keys
 
 #: Says of what two networks answered, an array each, or a dict of such, which share of each sample's changed [N].
@@ -114,18 +114,23 @@ def compare_outputs(
         ValueError: The probes are not of the same samples, lack an output, or their outputs differ in shape.
         TaskError: The task's own word is no share of each sample.
     """
-    changed = None if same is None else _changed_by(same, probe, reference)
+    changed = None if same is None else changed_by(same, probe.answer, reference.answer, len(probe))
     return {
         name: compare_answers(probe, reference, name, kind, groups, bootstrap, changed) for name, kind in kinds.items()
     }
 
 
-def _changed_by(same: Sameness, probe: Probe, reference: Probe) -> Array:
-    shares = np.asarray(same(probe.answer, reference.answer))
-    if shares.shape != (len(probe),) or shares.dtype.kind not in "biuf" or (shares < 0).any() or (shares > 1).any():
+def changed_by(same: Sameness, answer: Answer, reference: Answer, samples: int) -> Array:
+    """Return which share of each sample's answer [N] changed, by the task's own word.
+
+    Raises:
+        TaskError: It is no share of each sample.
+    """
+    shares = np.asarray(same(answer, reference))
+    if shares.shape != (samples,) or shares.dtype.kind not in "biuf" or (shares < 0).any() or (shares > 1).any():
         raise TaskError(
             "the task's same must return which share of each sample's answer changed, an array of numbers from 0 to 1 "
-            f"of shape ({len(probe)},), but it returned {shares.dtype} of shape {shares.shape}"
+            f"of shape ({samples},), but it returned {shares.dtype} of shape {shares.shape}"
             + (f", from {shares.min()} to {shares.max()}" if shares.size and shares.dtype.kind in "iuf" else "")
         )
     return shares

@@ -90,6 +90,18 @@ class Header:
         return prod(self.shape[1:]) * self.dtype.itemsize
 
 
+def write_npz(stream: IO[bytes], arrays: Mapping[str, Array]) -> None:
+    """Write an ``.npz`` of arrays under any names: of ``numpy.savez`` some, as "file", are parameters.
+
+    Raises:
+        ValueError: An array holds Python objects.
+    """
+    with ZipFile(stream, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(name + _SUFFIX, "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
 def read_headers(path: Path) -> dict[str, Header]:
     """Return the header of every array of an ``.npz``; no content is read.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from edgekd.files import atomic_path
-from edgekd.gram.npz import EMBEDDING_PREFIX, Array, read_headers, stream_rows
+from edgekd.gram.npz import EMBEDDING_PREFIX, Array, read_headers, stream_rows, write_npz
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -106,7 +106,7 @@ class Probe:
             atomic_path(path, sum(array.nbytes for array in arrays.values())) as temporary,
             temporary.open("wb") as stream,
         ):
-            np.savez(stream, **arrays)  # type: ignore[arg-type]  # numpy's stub takes every keyword for allow_pickle
+            write_npz(stream, arrays)
 
     @classmethod
     def load(cls, path: Path) -> Probe:

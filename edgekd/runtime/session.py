@@ -11,7 +11,7 @@ import numpy as np
 
 from edgekd.errors import ModelError, nearest
 from edgekd.files import atomic_path
-from edgekd.gram.npz import UNREADABLE, MeasuredArrays
+from edgekd.gram.npz import UNREADABLE, MeasuredArrays, write_npz
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -171,7 +171,7 @@ def open_arrays(source: Path | BinaryIO) -> Iterator[Mapping[str, Array]]:
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write an ``.npz`` atomically."""
     with atomic_path(path, sum(array.nbytes for array in arrays.values())) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]  # numpy's stub takes every keyword for allow_pickle
+        write_npz(stream, arrays)
 
 
 def source_label(source: Path | BinaryIO) -> str:

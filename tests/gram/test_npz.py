@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgekd.gram import npz
-from edgekd.gram.npz import MeasuredArrays, read_headers, stream_rows
+from edgekd.gram.npz import MeasuredArrays, read_headers, stream_rows, write_npz
 
 ARRAYS = {
     "ids": np.array([f"s{i}" for i in range(10)]),
@@ -44,6 +44,16 @@ def test_several_streams_of_one_file_do_not_disturb_each_other(archive):
     next(second)
     np.testing.assert_array_equal(next(first)["input.a"], ARRAYS["input.a"][2:4])
     np.testing.assert_array_equal(next(second)["input.a"], ARRAYS["input.a"][5:])
+
+
+def test_arrays_may_have_the_names_of_numpys_parameters(tmp_path):
+    arrays = {name: np.arange(3.0) + index for index, name in enumerate(["file", "allow_pickle", "a/b", "größe"])}
+    with (tmp_path / "x.npz").open("wb") as stream:
+        write_npz(stream, arrays)
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as read:
+        assert read.files == list(arrays)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(read[name], array)
 
 
 def test_no_rows_are_no_chunks(tmp_path):

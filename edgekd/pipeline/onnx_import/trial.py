@@ -18,6 +18,7 @@ import numpy as np
 
 from edgekd.compress.graph import all_nodes
 from edgekd.errors import EdgekdError, ModelError
+from edgekd.gram.npz import write_npz
 from edgekd.runtime.backends.onnxruntime import open_engine
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def require_end(
     with TemporaryDirectory() as folder:
         (Path(folder) / _MODEL).write_bytes(model.SerializeToString())
         if samples:
-            np.savez(Path(folder) / _SAMPLES, **samples)  # type: ignore[arg-type]  # numpy's stub: allow_pickle
+            with (Path(folder) / _SAMPLES).open("wb") as stream:
+                write_npz(stream, samples)
         command = [sys.executable, "-m", __name__, folder]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             assert process.stdout is not None

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from edgekd.training.task.loading import LoadedTask
 
 
+#: What varies by less than this share of its own square is constant: a float32 cannot tell its values apart.
+_CONSTANT = 1e-14
+
+
 def losses_of(task: LoadedTask) -> AnswerLosses:
     """Return the losses of a task; where an output is of numbers, the training targets are read.
 
@@ -29,7 +33,11 @@ def losses_of(task: LoadedTask) -> AnswerLosses:
 
 
 def _variances(task: LoadedTask, names: list[str]) -> dict[str, Tensor]:
-    """Return the variance over the training targets of each element of outputs of numbers."""
+    """Return the variance over the training targets of each element of outputs of numbers.
+
+    Elements may be of units that are far apart, so each has its own. Of one that is constant it would be nothing, by
+    which an error would be without bounds: it is that of errors as large as the element, or 1 where that is 0.
+    """
     split = task.splits["train"]
     if isinstance(split, ArraySplit) and split.targets is not None:
         targets = split.targets
@@ -42,5 +50,7 @@ def _variances(task: LoadedTask, names: list[str]) -> dict[str, Tensor]:
         count = known.sum(0).clamp_min(1)
         mean = values.nan_to_num(0).sum(0) / count
         square = torch.where(known, values - mean, 0).square().sum(0) / count
+        power = mean.square()
+        square = torch.where(square > _CONSTANT * power, square, torch.where(power > 0, power, 1.0))
         variances[name] = square.float()
     return variances

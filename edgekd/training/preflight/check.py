@@ -12,6 +12,7 @@ from msgspec.structs import replace as changed
 
 from edgekd.config.recipe import without_teacher
 from edgekd.errors import TaskError
+from edgekd.gram.answers import changed_by
 from edgekd.gram.nest import take_rows
 from edgekd.stages.labels import UNLABELLED
 from edgekd.training.distillation.half_precision import tapped_teacher
@@ -90,10 +91,11 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -
             shapes = _check_networks(task, (teacher, student), taps, recipe, inputs, report)
         _try_training(task, (teacher, student), taps, recipe, inputs, report)
         truths, facts = check_samples(task, shapes, tables)
-        for warning in describe_data(truths, facts, label_names(task, shapes)):
+        for warning in describe_data(truths, facts, label_names(task, shapes), task.outputs):
             report.warn(warning)
         student.model.cpu()
         answer = _check_metric(task, student, taps.student, [x[:_ANSWERED] for x in first.inputs.values()], truths)
+        _check_same(task, answer, len(truths["test"].ids))
         for warning in describe_metric(task, recipe, answer, truths["test"]):
             report.warn(warning)
     counts = {name: len(truth.ids) for name, truth in truths.items()}
@@ -231,6 +233,18 @@ def _check_importance(recipe: Recipe, embeddings: Mapping[str, Tensor]) -> None:
             "share a width, but are "
             + ", ".join(f"{name} {width}" for name, width in widths.items())
             + "; give the encoders one width, or choose another importance, e.g. 'taylor'"
+        )
+
+
+def _check_same(task: LoadedTask, answer: Answer, samples: int) -> None:
+    """Ask the task's own word on the same answers whether an answer is the same as itself."""
+    if task.own_same is None:
+        return
+    changed = changed_by(task.own_same, answer, answer, samples)
+    if changed.any():
+        raise TaskError(
+            f"the task's same says of answers and the very same answers that {float(changed.mean()):.4g} of them "
+            "changed; it must return which share of each sample's answer changed, 0 where none did"
         )
 
 

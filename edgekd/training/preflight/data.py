@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from edgekd.gram.measures.constant import are_alike
+from edgekd.gram.nest import known_rows
 from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from edgekd.gram.output_kind import OutputKind
     from edgekd.training.loop.evaluate import GroundTruth
     from edgekd.training.task.protocol import Batch
 
@@ -44,9 +47,16 @@ class SplitFacts:
     digests: list[bytes] = field(default_factory=list)
     alike: set[str] = field(default_factory=set)
     _first: dict[str, Tensor] = field(default_factory=dict)
+    _inputs: tuple[str, ...] = ()
+
+    @property
+    def never(self) -> list[str]:
+        """The modalities that every sample so far lacks."""
+        return [name for name in self._inputs if name not in self._first]
 
     def add(self, batch: Batch) -> None:
         """Look at a batch."""
+        self._inputs = tuple(batch.inputs)
         for name, x in batch.inputs.items():
             present = batch.present.get(name)
             rows = x if present is None else x[present > 0]
@@ -64,7 +74,10 @@ class SplitFacts:
 
 
 def describe_data(
-    truths: Mapping[str, GroundTruth], facts: Mapping[str, SplitFacts], classes: Sequence[str]
+    truths: Mapping[str, GroundTruth],
+    facts: Mapping[str, SplitFacts],
+    classes: Sequence[str],
+    outputs: Mapping[str, OutputKind],
 ) -> Iterator[str]:
     """Yield a sentence for what is odd about the samples.
 
@@ -72,9 +85,12 @@ def describe_data(
         truths: The ground truth of each split.
         facts: What was seen of each split.
         classes: The names of the classes that a label stands for.
+        outputs: What each output of the task is, by name.
     """
     yield from _few(truths)
     yield from _labels(truths, classes)
+    if not classes:
+        yield from _constant(truths, outputs)
     yield from _alike(truths, facts)
     for first, second in _APART:
         yield from _shared(first, second, truths, facts)
@@ -120,12 +136,35 @@ def _labels(truths: Mapping[str, GroundTruth], classes: Sequence[str]) -> Iterat
             yield f"no sample of split '{name}' is of {what} {_named(classes, absent)}: {lesson}"
 
 
+def _constant(truths: Mapping[str, GroundTruth], outputs: Mapping[str, OutputKind]) -> Iterator[str]:
+    """Yield what targets are the same in all samples, of outputs whose targets edgekd can read."""
+    for name in ("train", "val", "test"):
+        targets = truths[name].targets
+        for output, kind in outputs.items():
+            found = targets.get(output) if isinstance(targets, dict) else targets
+            one_of_all = isinstance(targets, dict) == (len(outputs) > 1)
+            if kind.name == "custom" or not one_of_all or not isinstance(found, np.ndarray):
+                continue
+            if known_rows(found).sum() > 1 and are_alike(kind, found):
+                lesson = {"train": "there is nothing to learn"}.get(name, "the metric cannot tell a constant answer")
+                yield f"the target of output '{output}' is the same in all samples of split '{name}': {lesson}"
+
+
 def _named(classes: Sequence[str], numbers: Sequence[int]) -> str:
     names = ", ".join(f"'{classes[number]}'" for number in numbers[:_SHOWN])
     return names + (f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else "")
 
 
 def _alike(truths: Mapping[str, GroundTruth], facts: Mapping[str, SplitFacts]) -> Iterator[str]:
+    uses = {
+        "train": "nothing can be learned from it",
+        "calibration": "the ranges of INT8 are not found for it",
+        "val": "what ships is chosen without it",
+        "test": "nothing is measured of it",
+    }
+    for split, use in uses.items():
+        for name in facts[split].never:
+            yield f"every sample of split '{split}' lacks '{name}', so {use}"
     if len(truths["train"].ids) > 1:
         for name in sorted(facts["train"].alike):
             yield (

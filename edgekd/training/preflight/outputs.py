@@ -31,7 +31,10 @@ def check_shapes_agree(teacher: TapOutputs, student: TapOutputs, task: LoadedTas
             raise TaskError(f"teacher and student disagree on the shape of output '{name}': {theirs} and {ours}")
         axis = 1 if kind.name == "multilabel" else kind.class_axis
         if axis is not None:
-            task.class_names(name, student.answers[name].shape[axis])
+            count = student.answers[name].shape[axis]
+            task.class_names(name, count)
+            if kind.blank is not None and kind.blank >= count:
+                raise TaskError(f"the blank of output '{name}' is {kind.blank}, but the networks give {count} classes")
         shapes[name] = ours
     return shapes
 

@@ -48,7 +48,9 @@ def _found(output: object, names: list[str]) -> Mapping[str, object]:
     absent = [name for name in names if name not in parts]
     if not absent:
         return parts
-    if isinstance(output, tuple | list) and (len(output) == len(names) or (len(names) == 1 and output)):
+    # Of a namedtuple with some of the names, the places may well be others.
+    unnamed = len(absent) == len(names)
+    if isinstance(output, tuple | list) and unnamed and (len(output) == len(names) or (len(names) == 1 and output)):
         return dict(zip(names, output, strict=False))
     if len(names) == 1 and not isinstance(output, Mapping | tuple | list) and not parts:
         hint = "; is the 'return' of its forward missing?" if output is None else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 
 from torch import Tensor
 
@@ -69,6 +70,8 @@ def named_parts(output: object) -> dict[str, object]:
         return {str(name): part for name, part in output.items()}
     if isinstance(output, tuple):
         return dict(zip(getattr(output, "_fields", ()), output, strict=False))
+    if is_dataclass(output) and not hasattr(output, "__dict__"):  # it has slots
+        return {field.name: getattr(output, field.name) for field in fields(output)}
     return {} if isinstance(output, Tensor) else dict(getattr(output, "__dict__", {}))
 
 

@@ -76,8 +76,24 @@ class Output:
             value: object = getattr(self, option)
             if value is not None and value is not False and value != () and self.kind not in of:
                 raise TaskError(f"{what}: {option} is no option of the kind '{self.kind}', but of {', '.join(of)}")
+        self._check_options(what)
         if not isinstance(self.weight, int | float) or not math.isfinite(self.weight) or self.weight < 0:
             raise TaskError(f"{what}: its weight is {shown(self.weight)}, must be a number from 0")
+
+    def _check_options(self, what: str) -> None:
+        given: tuple[object, object] = self.probabilities, self.description
+        if not isinstance(given[0], bool):
+            raise TaskError(f"{what}: its probabilities is {shown(given[0])}, must be True or False")
+        if not isinstance(given[1], str):
+            raise TaskError(f"{what}: its description is {describe(given[1])}, must be a text (str)")
+        if self.threshold is not None:
+            number = isinstance(self.threshold, int | float | np.number) and math.isfinite(self.threshold)
+            if not number or (self.kind == "multilabel" and not 0 < self.threshold < 1):
+                of = "a number between 0 and 1, of a probability" if self.kind == "multilabel" else "a finite number"
+                raise TaskError(f"{what}: its threshold is {shown(self.threshold)}, must be {of}")
+        blank: object = self.blank
+        if blank is not None and (not isinstance(blank, int | np.integer) or isinstance(blank, bool) or blank < 0):
+            raise TaskError(f"{what}: its blank is {shown(blank)}, must be the number of a class, from 0")
 
     @property
     def output_kind(self) -> OutputKind:

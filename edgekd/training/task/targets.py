@@ -106,6 +106,8 @@ def _native(value: object) -> object:
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":
         raise TypeError(str(array.dtype))
+    if array.dtype.kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise OverflowError(f"{int(array.max())} is no int64")
     wider = {"u": np.int64}.get(array.dtype.kind, array.dtype.newbyteorder("="))
     return np.require(array, wider, ["C", "W"])
 

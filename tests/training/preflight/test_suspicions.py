@@ -14,7 +14,8 @@ from edgekd.stages.labels import UNLABELLED
 from edgekd.training.preflight import check as preflight
 from edgekd.training.preflight.random_line import first_random
 from edgekd.training.preflight.room import describe_room, needed_bytes
-from edgekd.training.taps.taps import Taps
+from edgekd.training.taps.taps import NetworkTaps, Taps
+from edgekd.training.task.protocol import Output
 
 RECIPE = Recipe(task=TaskConfig(name="small"), prune=PruneConfig(ratio=0))
 
@@ -163,6 +164,27 @@ def labelled(name, labels):
 def test_labels_of_one_class_are_warned_of():
     (warning,) = warned(labelled("train", [1] * 90))
     assert warning == "all labels of split 'train' are of class '1': there is nothing to learn"
+
+
+@pytest.mark.parametrize("kind", ["regression", "multilabel"])
+def test_targets_that_are_the_same_everywhere_are_warned_of(kind):
+    task = with_splits(train={"targets": torch.ones(90, 3)}, val={"targets": draw(20)}, test={"targets": draw(30)})
+    task = dataclasses.replace(task, splits={**task.splits, "calibration": task.splits["val"]})
+    task.task.outputs = [Output("what", kind)]
+    taps = NetworkTaps(TAPS, task.outputs)
+    (warning,) = (said for said in warned(task, taps=Taps(taps, taps)) if "the target" in said)
+    assert warning == (
+        "the target of output 'what' is the same in all samples of split 'train': there is nothing to learn"
+    )
+
+
+def test_a_modality_that_every_sample_of_a_split_lacks_is_warned_of():
+    (warning,) = warned(with_splits(val={"present": {"a": torch.zeros(20)}}))
+    assert warning == "every sample of split 'val' lacks 'a', so what ships is chosen without it"
+
+
+def draw(count):
+    return (torch.arange(count * 3).reshape(count, 3) % 2).float()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Outputs of every kind, one and several: read from any answer, trained, distilled, exported; refused by name."""
 
+from collections import namedtuple
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from edgekd.stages.artifacts import PROBE, TEST
 from edgekd.stages.progress import StageReporter
 from edgekd.training.distillation import distill, teacher
 from edgekd.training.distillation.cached_teacher import write_outputs
+from edgekd.training.distillation.task_losses import losses_of
 from edgekd.training.export import stage as export
 from edgekd.training.export.onnx import ExportNetwork
 from edgekd.training.loop.weights import build
@@ -28,6 +30,7 @@ from edgekd.training.task.checked_split import checked_split
 from edgekd.training.task.checks import check_task
 from edgekd.training.task.loading import LoadedTask
 from edgekd.training.task.protocol import ArraySplit, Output
+from edgekd.training.task.targets import target_nest
 
 #: One output of each kind: its options, the shape that a network gives for a sample, and the target of a sample.
 KINDS = {
@@ -56,6 +59,12 @@ class Answers(TwoTowers):
 
 @dataclass
 class Named:
+    what: torch.Tensor
+    where: torch.Tensor
+
+
+@dataclass(slots=True)
+class Slots:
     what: torch.Tensor
     where: torch.Tensor
 
@@ -136,6 +145,8 @@ WRAPPED = {
     "list": list,
     "dict": lambda outputs: {"where": outputs[1], "more": 3, "what": outputs[0]},
     "dataclass": lambda outputs: Named(*outputs),
+    "slots": lambda outputs: Slots(*outputs),
+    "namedtuple": lambda outputs: namedtuple("Swapped", "where what")(outputs[1], outputs[0]),
 }
 
 
@@ -206,6 +217,20 @@ def test_a_tasks_own_functions_are_what_trains_and_measures(tmp_path):
     assert called == {"loss", "distill", "metric"}
 
 
+@pytest.mark.parametrize(
+    ("same", "said"),
+    [
+        (lambda outputs, reference: (outputs == reference).all(1), "the very same answers that 1 of them changed"),
+        (lambda outputs, reference: outputs != reference, r"of shape \(30,\), but it returned bool of shape \(30, 2\)"),
+    ],
+    ids=["inverted", "of each number"],
+)
+def test_a_word_on_what_is_the_same_is_tried_on_the_same(same, said):
+    task = loaded(OutputTask({"answer": "regression"}, same=same))
+    with pytest.raises(TaskError, match=said):
+        check(task, taps_of(task), RECIPE, reporter())
+
+
 def test_a_loss_that_returns_no_scalar_is_named():
     task = loaded(OutputTask({"answer": "regression"}, loss=lambda outputs, targets: outputs))
     with pytest.raises(
@@ -245,6 +270,12 @@ def test_a_tuple_of_too_few_outputs_is_named():
         read_answers((torch.zeros(2, 3),), {"x": OutputKind(), "y": OutputKind()})
 
 
+def test_the_places_of_a_namedtuple_are_not_guessed_where_some_of_its_names_are_those_of_outputs():
+    swapped = namedtuple("Swapped", "scores x")
+    with pytest.raises(TaskError, match=r"gave a Swapped of 'scores' .*: 'score' is not there; did you mean 'scores'"):
+        read_answers(swapped(torch.zeros(2, 3), torch.ones(2, 3)), {"x": OutputKind(), "score": OutputKind()})
+
+
 def test_doubles_and_whole_numbers_of_custom_outputs_become_floats():
     kinds = {"x": OutputKind("regression"), "y": OutputKind("custom")}
     answers = read_answers((torch.zeros(2, 3).double(), torch.ones(2).long()), kinds)
@@ -260,6 +291,13 @@ def test_doubles_and_whole_numbers_of_custom_outputs_become_floats():
         ({"blank": 0}, "blank is no option of the kind 'classes', but of sequence-classes"),
         ({"threshold": 0.5}, "threshold is no option of the kind 'classes'"),
         ({"index": "own"}, "its index is 'own', must be 'float', or 'own' of an embedding"),
+        ({"kind": "multilabel", "threshold": 5}, "its threshold is 5, must be a number between 0 and 1"),
+        ({"kind": "regression", "threshold": float("nan")}, "its threshold is nan, must be a finite number"),
+        ({"kind": "regression", "threshold": "3"}, "its threshold is '3', must be a finite number"),
+        ({"kind": "sequence-classes", "blank": -1}, "its blank is -1, must be the number of a class, from 0"),
+        ({"kind": "sequence-classes", "blank": True}, "its blank is True, must be the number of a class"),
+        ({"probabilities": "no"}, "its probabilities is 'no', must be True or False"),
+        ({"description": 3}, "its description is an int, must be a text"),
         ({"weight": -1}, "its weight is -1, must be a number from 0"),
         ({"classes": "ab"}, "its classes are a str, must be a list of names"),
     ],
@@ -312,11 +350,45 @@ class Untargeted(OutputTask):
         (lambda: changed("regression", lambda x: x), r"is of shape \(\) for a sample, but the output is of \(2,\)"),
         (lambda: changed("dense-classes", lambda x: x.long() % 3), r"dense-classes needs \(2, 2\)"),
         (lambda: changed("multilabel", lambda x: torch.full((len(x), 2), 3)), "holds 3; a label holds"),
+        (lambda: changed("regression", lambda x: torch.full((len(x), 2), torch.inf)), "is infinite in some sample"),
+        (lambda: changed("ctc", lambda x: torch.ones(len(x), 4).long()), "has 4 tokens, for which CTC needs 7 steps"),
     ],
 )
 def test_targets_that_do_not_fit_are_named_before_training(task, said):
     made = loaded(task())
     with pytest.raises(TaskError, match=said):
+        check(made, taps_of(made), RECIPE, reporter())
+
+
+def test_numbers_of_any_units_count_alike_and_constant_ones_are_bounded():
+    def make(x):
+        varying = [x * 1e9 + 5e9, x * 1e-9]
+        return torch.stack([*varying, torch.full_like(x, 7), torch.zeros_like(x)], 1)
+
+    class Units(SmallTask):
+        outputs = (Output("answer", "regression"),)
+
+        def splits(self):
+            made = super().splits()
+            return {key: ArraySplit(x.ids, x.inputs, targets=target_rows(x, make)) for key, x in made.items()}
+
+    made = loaded(Units())
+    targets = made.splits["train"].targets
+    mean = targets.double().mean(0).float()
+    assert float(losses_of(made).supervised({"answer": mean.expand(90, 4)}, targets)) == pytest.approx(0.5, rel=1e-3)
+    assert float(losses_of(made).supervised({"answer": mean.expand(90, 4) * 0}, targets)) < 100
+
+
+def test_a_whole_number_that_an_int64_does_not_hold_is_no_target():
+    with pytest.raises(TaskError, match="must be a tensor, an array or a number"):
+        target_nest("the target", np.array([2**63 + 5], np.uint64))
+
+
+def test_a_blank_that_is_no_class_of_the_network_is_named_before_training():
+    task = OutputTask({"answer": "ctc"})
+    task.outputs = [Output("answer", "sequence-classes", blank=3)]
+    made = loaded(task)
+    with pytest.raises(TaskError, match="the blank of output 'answer' is 3, but the networks give 3 classes"):
         check(made, taps_of(made), RECIPE, reporter())
 
 

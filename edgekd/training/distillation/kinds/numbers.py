@@ -11,9 +11,6 @@ if TYPE_CHECKING:
 
     from edgekd.training.distillation.kinds.facts import OutputFacts
 
-#: An element that varies less than this share of the largest is scaled as if it varied so much: it may be constant.
-_LEAST = 1e-6
-
 
 def number_loss(output: Tensor, target: Tensor, facts: OutputFacts) -> Tensor:
     """Return the squared error over the training variance of each element, mean over what is labelled, else 0.
@@ -40,4 +37,4 @@ def _error(output: Tensor, other: Tensor, facts: OutputFacts) -> Tensor:
     if facts.variance is None:
         return squares
     variance = facts.variance.to(squares.device).reshape(output.shape[1:])
-    return squares / variance.clamp_min(max(float(variance.max()) * _LEAST, torch.finfo(torch.float32).tiny))
+    return squares / variance.clamp_min(torch.finfo(torch.float32).tiny)

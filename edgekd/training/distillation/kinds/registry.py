@@ -73,6 +73,8 @@ def check_target(what: str, kind: OutputKind, output: tuple[int, ...], target: T
             raise TaskError(
                 f"{what} holds {float(target.max()):g}; a label holds (1) or not (0), or is not known (-100)"
             )
+        if bool(target.isinf().any()):
+            raise TaskError(f"{what} is infinite in some sample; a number that is not known is NaN")
         return
     if target.is_floating_point():
         raise TaskError(f"{what} is {target.dtype}, must be classes in whole numbers, as int64")
@@ -92,6 +94,24 @@ def check_target(what: str, kind: OutputKind, output: tuple[int, ...], target: T
             f"{what} has the label {int(wrong[0])}, but the networks give {output[place]} classes: labels go from 0 to "
             f"{output[place] - 1}, or {UNLABELLED} for none"
         )
+    if kind.blank is not None:
+        _check_alignable(what, target, kind.blank, output[0])
+
+
+def _check_alignable(what: str, target: Tensor, blank: int, steps: int) -> None:
+    """Check that CTC can say the tokens [B, L] in so many steps: alike neighbours take a blank between them.
+
+    Raises:
+        TaskError: It cannot; the loss would leave such a sample out without a word.
+    """
+    for row in target:
+        tokens = row[(row != UNLABELLED) & (row != blank)]
+        needed = len(tokens) + int((tokens[1:] == tokens[:-1]).sum())
+        if needed > steps:
+            raise TaskError(
+                f"{what} has {len(tokens)} tokens, for which CTC needs {needed} steps, with a blank between alike "
+                f"neighbours, but the networks give {steps}: leave such samples out, or give the networks more steps"
+            )
 
 
 def joined_outputs(outputs: Sequence[Tensor], kind: OutputKind) -> Tensor:
