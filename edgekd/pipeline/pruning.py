@@ -42,7 +42,7 @@ PRUNE: StageSpec[Trained] = StageSpec(
     _describe_trained,
 )
 PRUNE_CHECK: StageSpec[PruneCheck] = StageSpec(
-    "prune_check", 3, PruneCheck, (), "judge the pruned network on the validation split", _describe_check
+    "prune_check", 4, PruneCheck, (), "judge the pruned network on the validation split", _describe_check
 )
 
 
