@@ -89,6 +89,7 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -
         tables = IdTables()
         with tables.watching((teacher, student), first):
             shapes = _check_networks(task, (teacher, student), taps, recipe, inputs, report)
+        tables.check_stand_ins(task.task.modalities)
         _try_training(task, (teacher, student), taps, recipe, inputs, report)
         truths, facts = check_samples(task, shapes, tables)
         for warning in describe_data(truths, facts, label_names(task, shapes), task.outputs):
