@@ -93,8 +93,11 @@ class GradientBalance:
             where = tuple(id(tensor) for tensor in on[name])
             if where not in bases:
                 bases[where] = _gradient_norm(base, on[name])
+            norm = _gradient_norm(loss, on[name])
+            if not math.isfinite(bases[where] + norm):
+                continue  # a step that the user's loop may leave out; in an average it would stay for ever
             self._average(self._bases, name, bases[where])
-            self._average(self._norms, name, _gradient_norm(loss, on[name]))
+            self._average(self._norms, name, norm)
             term = self._terms[name]
             if term.weight == "auto":
                 weight = term.share * self._bases[name] / max(self._norms[name], 1e-12)

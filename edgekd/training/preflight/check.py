@@ -90,6 +90,7 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -
         with tables.watching((teacher, student), first):
             shapes = _check_networks(task, (teacher, student), taps, recipe, inputs, report)
         check_targets("split 'train'", task, first, shapes)  # before a loss says less of it, in torch's words
+        tables.check_stand_ins(task.task.modalities)
         _try_training(task, (teacher, student), taps, recipe, inputs, report)
         truths, facts = check_samples(task, shapes, tables)
         for warning in describe_data(truths, facts, label_names(task, shapes), task.outputs):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from edgekd.training.preflight.networks import BuiltNetwork
-    from edgekd.training.task.protocol import Batch
+    from edgekd.training.task.protocol import Batch, Modality
 
 _IDS = (torch.int64, torch.int32, torch.uint8)
 
@@ -82,6 +82,21 @@ class IdTables:
                     f"{where}: input '{table.input}' of sample '{batch.ids[sample]}' holds the id "
                     f"{int(x[sample, place])}, but {table.place}, has {table.rows} rows: ids go from 0 to "
                     f"{table.rows - 1}"
+                )
+
+    def check_stand_ins(self, inputs: Sequence[Modality]) -> None:
+        """Check that what stands in for a modality that is missing is a row of its tables.
+
+        Raises:
+            TaskError: It is none.
+        """
+        known = {modality.name: modality.absent if modality.of else modality.stand_in for modality in inputs}
+        for table in self._tables:
+            value = known[table.input]
+            if value is not None and not 0 <= value < table.rows:
+                raise TaskError(
+                    f"{value:g} stands in for '{table.input}' where it is missing, but {table.place}, has {table.rows} "
+                    f"rows: say absent = 0 to {table.rows - 1} in its Modality, or give the table a row for it"
                 )
 
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -62,6 +64,19 @@ def test_a_fixed_weight_stays_and_its_share_is_measured():
     update(balance, 4.0, 3.0)
     assert balance.weights == {"intra": 2.0}
     assert balance.shares() == {"intra": pytest.approx(2.0 * 3 / 4)}
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_leaves_the_weights_as_they_are(wrong):
+    balance, other = balance_of(intra=2.0), balance_of(intra=2.0)
+    for each in (balance, other):
+        update(each, 1.0, 4.0)
+    update(balance, wrong, 1.0)
+    update(balance, 1.0, wrong)
+    assert balance.weights == other.weights
+    update(balance, 3.0, 2.0)
+    update(other, 3.0, 2.0)
+    assert balance.weights == other.weights
 
 
 def test_a_share_of_nothing_is_no_number():

@@ -1,5 +1,7 @@
 """Inputs of every type, shorter samples, masks that are derived, and targets of any form."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -235,6 +237,15 @@ def test_an_id_beyond_the_table_in_the_first_batch_is_no_index_error():
     task = loaded(Sentences(lambda: Reader(rows=5)))
     with pytest.raises(TaskError, match=r"split 'train': input 'words' of sample 'train-.* has 5 rows"):
         check(task, Taps(WORD_TAPS, WORD_TAPS), recipe(), reporter())
+
+
+def test_what_stands_in_for_words_that_are_missing_is_a_row_of_their_table():
+    sentences = Sentences()
+    sentences.modalities = [
+        replace(modality, absent=20) if modality.name == "words" else modality for modality in sentences.modalities
+    ]
+    with pytest.raises(TaskError, match=r"20 stands in for 'words' where it is missing, but 'table' of .* has 20 rows"):
+        check(loaded(sentences), Taps(WORD_TAPS, WORD_TAPS), recipe(), reporter())
 
 
 def test_targets_of_any_nest_are_stacked_flattened_and_part_of_the_fingerprint(tmp_path):

@@ -113,6 +113,8 @@ def _checked(inputs: Inputs) -> Inputs:
     for name, count in counts.items():
         if count != counts[first]:
             raise TaskError(f"the batch has {counts[first]} samples in {first}, but {count} in {name}")
+    if not counts[first]:
+        raise TaskError("the batch has no samples, and the mean loss of none is no number: leave such batches out")
     return inputs
 
 

@@ -271,12 +271,13 @@ def test_a_nested_batch_and_one_of_edgekd_are_read():
         ({"labels": SAMPLES.labels}, "nothing for the networks beside the labels.*remove_unused_columns=False"),
         ((*BATCH[:2], BATCH[2].float()), "labels of 'logits' are torch.float32"),
         ((*BATCH[:2], BATCH[2][:5]), "24 samples in argument 1, but 5 in labels"),
+        (tuple(x[:0] for x in BATCH), "the batch has no samples"),
         (("x", BATCH[1], BATCH[2]), "cannot read a str in a batch: argument 1 must be a tensor"),
         ({"a": BATCH[0], "b": BATCH[1]}, "the batch has no labels, which cross entropy reads"),
         (Inputs(list(BATCH[:2]), BATCH[2], present={"c": BATCH[2]}), "present names 'c', which is no modality"),
         ((*BATCH[:2], BATCH[2] + 7), "the batch has label [789], but the networks give 3 logits"),
     ],
-    ids=["tensor", "empty", "floats", "counts", "text", "unlabelled", "present", "range"],
+    ids=["tensor", "empty", "floats", "counts", "none", "text", "unlabelled", "present", "range"],
 )
 def test_a_batch_that_cannot_be_read_is_refused_in_one_line(batch, message):
     with pytest.raises(TaskError, match=message):
