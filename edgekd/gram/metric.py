@@ -93,6 +93,23 @@ class LedgerMetrics:
 
 
 @dataclass(frozen=True)
+class BestConstant:
+    """The best answer that is the same for every sample, before anything is held against it.
+
+    Attributes:
+        answer: The answer in words.
+        output: The answer to one sample.
+        metric: Its metric.
+        alone: Whether all samples are labelled so.
+    """
+
+    answer: str
+    output: Answer
+    metric: float
+    alone: bool
+
+
+@dataclass(frozen=True)
 class LabelledSamples:
     """Samples with labels, and the task's metric of them.
 
@@ -124,7 +141,7 @@ class LabelledSamples:
             if name in probes:  # of these the user hears what it raises
                 self.metric(probes[name].answer, self.targets)
         series = {name: self._series(probe.answer) for name, probe in probes.items()}
-        best = self._best_constant(probes[reference])
+        best = self.best_constant(probes[reference].shapes)
         values = {name: own.value for name, own in series.items()}
         known = (*values.values(), *([best.metric] if best else []))
         scale = max((abs(value) for value in known if math.isfinite(value)), default=1)
@@ -144,6 +161,34 @@ class LabelledSamples:
             gain = (series[reference] - self._series(take_rows(probes[reference].answer, others))) * self._sign
             over_chance = self._estimate(gain, scale)
         return LedgerMetrics(values, losses, constant, over_chance, teacher_gain)
+
+    def best_constant(self, shapes: Mapping[str, tuple[int, ...]]) -> BestConstant | None:
+        """Return the best answer that is the same for every sample; None where none has a metric.
+
+        Of several outputs the answer to each is chosen in turn, beside what was chosen for the others: the best of all,
+        where the metric is a mean of theirs.
+
+        Args:
+            shapes: For each output its shape [N, ...], of any number of samples.
+        """
+        targets = self._targets_by_output()
+        if targets is None:
+            return None
+        tried = {name: list(constant_answers(kind, targets[name], shapes[name])) for name, kind in self.kinds.items()}
+        if not all(tried.values()):
+            return None
+        best: BestConstant | None = None
+        chosen = {name: output for name, ((_, output), *_) in tried.items()}
+        alone = all(are_alike(kind, targets[name]) for name, kind in self.kinds.items())
+        for name, answers in tried.items():
+            for said, output in answers:
+                answer = answer_of(chosen | {name: output})
+                metric = self._tried(self._everywhere(answer), self.targets)
+                # A logarithmic loss of answers that are surely wrong is infinite: nothing to be better than.
+                if math.isfinite(metric) and (best is None or (metric - best.metric) * self._sign > 0):
+                    best = BestConstant(said if len(tried) == 1 else "the same", answer, metric, alone)
+                    chosen[name] = output
+        return best
 
     @property
     def _sure_constant(self) -> bool:
@@ -185,33 +230,6 @@ class LabelledSamples:
         half = max(t_quantile(self.confidence, len(series.without) - 1) * series.error, unseen)
         return Estimate(series.value, series.value - half, series.value + half)
 
-    def _best_constant(self, probe: Probe) -> _BestConstant | None:
-        """Return the best constant answer; None where none has a metric.
-
-        Of several outputs the answer to each is chosen in turn, beside what was chosen for the others: the best of all,
-        where the metric is a mean of theirs.
-        """
-        targets = self._targets_by_output()
-        if targets is None:
-            return None
-        tried = {
-            name: list(constant_answers(kind, targets[name], probe.shapes[name])) for name, kind in self.kinds.items()
-        }
-        if not all(tried.values()):
-            return None
-        best: _BestConstant | None = None
-        chosen = {name: output for name, ((_, output), *_) in tried.items()}
-        alone = all(are_alike(kind, targets[name]) for name, kind in self.kinds.items())
-        for name, answers in tried.items():
-            for said, output in answers:
-                answer = answer_of(chosen | {name: output})
-                metric = self._tried(self._everywhere(answer), self.targets)
-                # A logarithmic loss of answers that are surely wrong is infinite: nothing to be better than.
-                if math.isfinite(metric) and (best is None or (metric - best.metric) * self._sign > 0):
-                    best = _BestConstant(said if len(tried) == 1 else "the same", answer, metric, alone)
-                    chosen[name] = output
-        return best
-
     def _targets_by_output(self) -> dict[str, Array] | None:
         """Return the target of each output; None where they are not as the outputs' default losses take them."""
         given: Nest = self.targets if len(self.kinds) > 1 else dict.fromkeys(self.kinds, self.targets)
@@ -225,13 +243,3 @@ class LabelledSamples:
     def _everywhere(self, answer: Answer) -> Answer:
         """Return the answer of a sample, for every sample."""
         return map_nest(answer, lambda output: np.repeat(output[None], count_rows(self.targets), 0))
-
-
-@dataclass(frozen=True)
-class _BestConstant:
-    """The best constant answer in words, as an output, its metric, and whether all samples are labelled so."""
-
-    answer: str
-    output: Answer
-    metric: float
-    alone: bool

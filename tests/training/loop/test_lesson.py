@@ -1,11 +1,17 @@
 """A network that is no better than a constant answer is warned of right after its training."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 from small import CLASSES, loaded
 
+from edgekd import Output
+from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.probe import Probe
 from edgekd.stages.artifacts import PROBE
+from edgekd.stages.metrics import default_metric
 from edgekd.stages.trained import Trained
 from edgekd.training.loop.lesson import describe_lesson
 
@@ -55,3 +61,28 @@ def test_a_metric_that_fails_on_constant_answers_says_nothing(tmp_path):
     task = loaded()
     task.task.metric = metric
     assert lesson(tmp_path, task, 0.1) == ()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "answer"),
+    [(("place",), "the mean"), (("place", "class"), "the same")],
+    ids=["numbers", "several outputs"],
+)
+def test_whatever_the_outputs_are_their_constant_answer_is_what_is_to_be_beaten(tmp_path, outputs, answer):
+    kinds = {"place": OutputKind("regression"), "class": OutputKind()}
+    kinds = {name: kinds[name] for name in outputs}
+    split = loaded().splits["val"]
+    labels = split.labels
+    numbers = torch.stack([labels.float() ** 2, labels.float() + 5], 1)
+    targets = numbers if len(outputs) == 1 else {"place": numbers, "class": labels}
+    splits = {**loaded().splits, "val": dataclasses.replace(split, labels=None, targets=targets)}
+    metric = default_metric(kinds)
+    task = dataclasses.replace(loaded(), splits=splits)
+    task.task.outputs = tuple(Output(name, kind.name) for name, kind in kinds.items())
+    task.task.metric, task.task.metric_name = metric.compute, metric.name
+    given = {"place": np.zeros((4, 2), np.float32), "class": np.zeros((4, CLASSES), np.float32)}
+    Probe(np.arange(4).astype(str), {name: given[name] for name in outputs}, {}).save(tmp_path / PROBE)
+    for value, warns in ((-6.5, True), (0.9, False)):
+        said = describe_lesson(task, "student", Trained(0.0, 1, [{"loss": 1.0, "validation": value}]), tmp_path)
+        assert bool(said) is warns
+        assert not said or f"no better than that of always answering {answer}, " in said[0]
