@@ -167,7 +167,7 @@ def _gate(result: dict[str, Any]) -> list[str]:
 
 def _judged_before(defaults: dict[str, Any]) -> list[str]:
     """Say so where the figures are of a gate with other defaults than today's; measured anew they need no note."""
-    now = default_limits()
+    now = {name: _measured_kinds(value, defaults.get(name)) for name, value in default_limits().items()}
     changed = [name for name in sorted(defaults) if defaults[name] != now[name]]
     other = [f"`{name}` {defaults[name]} then, {now[name]} now" for name in changed]
     if not other:
@@ -178,6 +178,13 @@ def _judged_before(defaults: dict[str, Any]) -> list[str]:
             nothing, a fall of the metric within a quarter of the divergence's limit is undecided and not a failure, and
             labels that hold are counted by themselves. What these do to the rates below is *not measured*.""")
     ]
+
+
+def _measured_kinds(limit: object, before: object) -> object:
+    """Return a limit, of one for each kind of output those kinds alone that there were when it was measured."""
+    if isinstance(limit, dict) and isinstance(before, dict):
+        return {kind: value for kind, value in limit.items() if kind in before}
+    return limit
 
 
 def _counts(said: dict[str, int]) -> str:
