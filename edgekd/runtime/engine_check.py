@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.errors import BundleError
 from edgekd.gram.output_kind import CLASS_AXES
+from edgekd.runtime.manifest import answers_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +37,7 @@ def check_engine(manifest: Manifest, variant: Variant, session: Session, where: 
     _compare("input", manifest.inputs, session.inputs, where)
     _compare("output", stated, session.outputs, where)
     shapes = {spec.name: spec.shape for spec in session.outputs}
-    missing = {entry["name"] for entry in stated} - shapes.keys()
+    missing = {*answers_in(manifest), *(entry["name"] for entry in stated)} - shapes.keys()
     if missing:
         raise BundleError(f"{where}: has no output '{min(missing)}', which the manifest states; {_REMEDY}")
     for entry in stated:
