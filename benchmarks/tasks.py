@@ -156,14 +156,14 @@ def solar_baseline(loaded: LoadedTask) -> dict[str, float]:
 
 
 def tissue_baseline(loaded: LoadedTask) -> dict[str, float]:
-    """Classify each pixel by the 5 x 5 pixels around it and those of the surroundings, by two models."""
+    """Classify each pixel by the 5 x 5 pixels around it, without the surroundings, by two models."""
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
 
     random = np.random.RandomState(0)
     train, test = (loaded.splits[name] for name in ("train", "test"))
     pixels = pixel_features(train.inputs["detail"].numpy()[:, 0])
-    chosen = random.permutation(len(pixels))[:60_000]  # of half a million, as many as it takes minutes for
+    chosen = random.permutation(len(pixels))[:60_000]  # of three quarters of a million, which would take long
     truth = train.targets.numpy().reshape(-1)
     told, shape = pixel_features(test.inputs["detail"].numpy()[:, 0]), test.targets.shape
     models = {

@@ -13,8 +13,9 @@ from edgekd.errors import TaskError
 from edgekd.gram.intervals import Estimate, binomial_upper
 from edgekd.gram.jackknife import Series, make_blocks
 from edgekd.gram.measures.constant import are_alike, constant_answers
-from edgekd.gram.nest import count_rows, known_rows, take_rows
+from edgekd.gram.nest import count_rows, known_rows, map_nest, take_rows
 from edgekd.gram.output_kind import OutputKind
+from edgekd.gram.probe import answer_of
 from edgekd.gram.stats import t_quantile
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from edgekd.gram.nest import Nest
     from edgekd.gram.npz import Array
-    from edgekd.gram.probe import Probe
+    from edgekd.gram.probe import Answer, Probe
 
 #: A function of outputs and targets. Outputs are an array [N, ...], or where there are several a dict of such; targets
 #: are what the task gives. A task knows what its own are.
@@ -47,7 +48,8 @@ class ConstantAnswer:
     """The best answer that is the same for every sample.
 
     Attributes:
-        answer: The answer in words, e.g. "class 3", "class 0 everywhere", "4.2", "the mean", "labels 0, 5".
+        answer: The answer in words, e.g. "class 3", "class 0 everywhere", "4.2", "the mean", "labels 0, 5"; of several
+            outputs "the same".
         metric: Its metric.
         gain: How much better the ledger's reference is, positive where it is.
         alone: Whether all samples are labelled so: then it is right, and no answer is better.
@@ -68,7 +70,7 @@ class LedgerMetrics:
         losses: How much worse than the reference's it is, positive where it is worse; for rows after the reference, and
             none where the reference's is not a number.
         constant: The best constant answer; None where there are no labels, or no answer is always the same: of an
-            embedding, of what only the task can read, and of several outputs.
+            embedding, and of what only the task can read.
         over_chance: How much better the reference is than its own answers given to other samples; None where there are
             no labels, and where nothing that learned nothing is better than the constant answer: of classes and of a
             regression.
@@ -184,22 +186,45 @@ class LabelledSamples:
         return Estimate(series.value, series.value - half, series.value + half)
 
     def _best_constant(self, probe: Probe) -> _BestConstant | None:
-        """Return the best constant answer; None where none has a metric."""
-        targets, names = self.targets, list(self.kinds)
-        if len(names) != 1 or not isinstance(targets, np.ndarray):
+        """Return the best constant answer; None where none has a metric.
+
+        Of several outputs the answer to each is chosen in turn, beside what was chosen for the others: the best of all,
+        where the metric is a mean of theirs.
+        """
+        targets = self._targets_by_output()
+        if targets is None:
             return None
-        kind = self.kinds[names[0]]
+        tried = {
+            name: list(constant_answers(kind, targets[name], probe.shapes[name])) for name, kind in self.kinds.items()
+        }
+        if not all(tried.values()):
+            return None
         best: _BestConstant | None = None
-        for answer, output in constant_answers(kind, targets, probe.shapes[names[0]]):
-            metric = self._tried(self._everywhere(output), targets)
-            # A logarithmic loss of answers that are surely wrong is infinite: nothing to be better than.
-            if math.isfinite(metric) and (best is None or (metric - best.metric) * self._sign > 0):
-                best = _BestConstant(answer, output, metric, are_alike(kind, targets))
+        chosen = {name: output for name, ((_, output), *_) in tried.items()}
+        alone = all(are_alike(kind, targets[name]) for name, kind in self.kinds.items())
+        for name, answers in tried.items():
+            for said, output in answers:
+                answer = answer_of(chosen | {name: output})
+                metric = self._tried(self._everywhere(answer), self.targets)
+                # A logarithmic loss of answers that are surely wrong is infinite: nothing to be better than.
+                if math.isfinite(metric) and (best is None or (metric - best.metric) * self._sign > 0):
+                    best = _BestConstant(said if len(tried) == 1 else "the same", answer, metric, alone)
+                    chosen[name] = output
         return best
 
-    def _everywhere(self, output: Array) -> Array:
-        """Return an output [N, ...] that is the same for every sample."""
-        return np.repeat(output[None], count_rows(self.targets), 0)
+    def _targets_by_output(self) -> dict[str, Array] | None:
+        """Return the target of each output; None where they are not as the outputs' default losses take them."""
+        given: Nest = self.targets if len(self.kinds) > 1 else dict.fromkeys(self.kinds, self.targets)
+        if not isinstance(given, dict):
+            return None
+        found = {
+            name: target for name, target in given.items() if name in self.kinds and isinstance(target, np.ndarray)
+        }
+        return found if len(found) == len(self.kinds) else None
+
+    def _everywhere(self, answer: Answer) -> Answer:
+        """Return the answer of a sample, for every sample."""
+        return map_nest(answer, lambda output: np.repeat(output[None], count_rows(self.targets), 0))
 
 
 @dataclass(frozen=True)
@@ -207,6 +232,6 @@ class _BestConstant:
     """The best constant answer in words, as an output, its metric, and whether all samples are labelled so."""
 
     answer: str
-    output: Array
+    output: Answer
     metric: float
     alone: bool

@@ -35,14 +35,14 @@ def _describe_check(checked: PruneCheck) -> str:
 
 PRUNE: StageSpec[Trained] = StageSpec(
     "prune",
-    9,
+    10,
     Trained,
     ("torch-pruning",),
     "remove channels of the student and fine-tune what is left",
     _describe_trained,
 )
 PRUNE_CHECK: StageSpec[PruneCheck] = StageSpec(
-    "prune_check", 3, PruneCheck, (), "judge the pruned network on the validation split", _describe_check
+    "prune_check", 4, PruneCheck, (), "judge the pruned network on the validation split", _describe_check
 )
 
 

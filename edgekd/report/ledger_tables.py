@@ -96,7 +96,19 @@ def _ledger_notes(ledger: Ledger, samples: str) -> tuple[str, ...]:
     teacher = (f"Drift from the teacher, not judged: {', '.join(learned)}.",) if learned else ()
     within = ("drift: of the cosines between samples within each tap; the taps do not compare with each other.",)
     repairs = tuple(f"{row.stage}: {row.note}." for row in ledger.rows if row.note)
-    return (counted, bounds, *teacher, *(within if drift and drift.scope == "intra" else ()), *repairs)
+    first, *others = ledger.kinds
+    divergence, changed, *_ = ledger_columns(ledger).values()
+    several = (
+        f"{divergence.removesuffix(BOUND)} and {changed}: of output '{first}'; the second question has all outputs."
+    )
+    return (
+        counted,
+        bounds,
+        *([several] if others else []),
+        *teacher,
+        *(within if drift and drift.scope == "intra" else ()),
+        *repairs,
+    )
 
 
 def question_table(ledger: Ledger, answered: Answered) -> Table:

@@ -50,7 +50,7 @@ _CEILING: StageSpec[TeacherMetric] = StageSpec(
 )
 _TRIAL: StageSpec[AdviceTrial] = StageSpec("trial", 2, AdviceTrial, summary=lambda trial: f"{trial.validation}")
 _JUDGEMENT: StageSpec[LossJudgement] = StageSpec(
-    "judgement", 1, LossJudgement, summary=lambda judgement: judgement.verdict
+    "judgement", 2, LossJudgement, summary=lambda judgement: judgement.verdict
 )
 
 #: The opset where nothing is exported.

@@ -42,7 +42,8 @@ def says(found, code):
 
 
 COMMANDS = ["", "build", "check", "blame", "search", "advise", "init", "tasks", "targets", "targets show", "recipe",
-            "recipe schema", "recipe show", "verify", "profile", "device", "device install", "report"]  # fmt: skip
+            "recipe schema", "recipe show", "predict", "verify", "profile", "device", "device install",
+            "report"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -157,7 +158,7 @@ def test_a_defect_keeps_its_traceback(tmp_path):
 def test_a_full_disk_is_one_line(tmp_path):
     code = (
         "import edgekd.cli.init, errno; from edgekd.cli import main\n"
-        "def full(folder): raise OSError(errno.ENOSPC, 'No space left on device', str(folder))\n"
+        "def full(folder, *_): raise OSError(errno.ENOSPC, 'No space left on device', str(folder))\n"
         "edgekd.cli.init.init = full\nmain(['init', 'x'])"
     )
     found = python("-c", code, cwd=tmp_path)

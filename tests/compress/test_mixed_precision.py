@@ -30,7 +30,7 @@ RULES = GateRules("accuracy", LIMITS, Bootstrap(resamples=200), {"logits": Outpu
 def verdict_on(found, exact):
     """Return the gate's verdict of a network's outputs beside the float network's, and the reasons."""
     answers = compare_answers(found, exact, "logits", RULES.kinds["logits"], None, RULES.bootstrap)
-    return judge(Measured(answers, None, measure_drift(found, exact, None, RULES.bootstrap)), RULES)[:2]
+    return judge(Measured({"logits": answers}, None, measure_drift(found, exact, None, RULES.bootstrap)), RULES)[:2]
 
 
 @pytest.fixture(scope="module")

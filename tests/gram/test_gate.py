@@ -88,10 +88,11 @@ def taught_wrong(task, student, taps):
     with TappedModel(student.train(), taps) as tuned, TappedModel(anchor, taps) as anchored:
         for batch in [*batches(task.splits["train"])] * 20:
             inputs = list(batch.inputs.values())
-            logits, embeddings = tuned(inputs)
+            answers, embeddings = tuned(inputs)
             with torch.no_grad():
                 expected = anchored(inputs)[1]
             gram = gram_distance(embeddings, [expected], GramKind("sample"), softness=SOFTNESS)
+            logits = answers["logits"]
             loss = cross_entropy(logits, (batch.labels + 1) % logits.shape[1]) + 1000 * gram
             optimizer.zero_grad()
             loss.backward()

@@ -218,6 +218,43 @@ def test_the_best_constant_answer_is_that_of_the_kind(name):
     assert not nothing.gain.low > 0
 
 
+BOTH = {"digit": OutputKind(), "ink": OutputKind("regression")}
+
+
+def of_both(digits, ink, targets, kinds=BOTH):
+    """Measure two outputs by the mean of accuracy and R2."""
+    outputs = {"digit": np.eye(4, dtype=np.float32)[digits], "ink": np.asarray(ink, np.float32)[:, None]}
+    probe = Probe(np.arange(len(digits)).astype(str), outputs, {})
+    metric = default_metric(BOTH).compute
+    return LabelledSamples(targets, None, metric, kinds=kinds).measure({"student": probe}, "student")
+
+
+def test_of_several_outputs_each_has_its_constant_answer():
+    digits, ink = np.r_[np.full(150, 2), np.arange(150) % 4], 100 + 10 * RANDOM.standard_normal(300)
+    targets = {"digit": digits, "ink": ink.astype(np.float32)}
+    found = of_both(digits, ink, targets)
+    assert (found.constant.answer, found.constant.alone) == ("the same", False)
+    assert found.constant.metric == pytest.approx((np.mean(digits == 2) + 0) / 2, abs=1e-3)
+    assert found.constant.gain.low > 0
+    # Better than its own answers given to others, and worse than the mean: an output that never found its level.
+    far = of_both(digits, ink - 100, targets)
+    assert far.gain.mean < 0
+    assert far.gain is far.constant.gain
+
+
+@pytest.mark.parametrize(
+    ("targets", "kinds"),
+    [
+        (lambda digits, ink: {"digit": digits, "ink": ink}, {**BOTH, "ink": OutputKind("custom")}),
+        (lambda digits, ink: {"digit": digits, "ink": ink, "more": {"deep": ink}}, {**BOTH, "more": OutputKind()}),
+    ],
+    ids=["of the task's own kind", "with a nest"],
+)
+def test_where_one_output_has_no_constant_answer_there_is_none_of_all(targets, kinds):
+    digits, ink = np.arange(60) % 4, RANDOM.standard_normal(60)
+    assert of_both(digits, ink, targets(digits, ink), kinds).constant is None
+
+
 def test_of_ctc_a_constant_answer_may_be_silence():
     words = np.array([[1, 2, -100], [3, -100, -100]] * 50)
     frames = np.array([[1, 0, 2, 0, 0], [0, 3, 3, 0, 0]] * 50)

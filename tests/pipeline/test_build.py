@@ -34,7 +34,9 @@ from edgekd.gram.gate import Ledger
 from edgekd.pipeline import trained_source
 from edgekd.pipeline.build import build
 from edgekd.pipeline.paths import BuildPaths
+from edgekd.pipeline.preflight import Preflight
 from edgekd.report.ledger_json import ledger_with_nan
+from edgekd.stages.stage import Done
 from edgekd.training.task.loading import LoadedTask
 
 
@@ -136,8 +138,11 @@ def test_again_does_no_work_and_imports_nothing_heavy(built):
 @pytest.mark.parametrize(
     ("change", "stages"),
     [
-        ({"gate__resamples": 300}, ["prune_check", "check", "missing", "judge", "bundle", "verify"]),
-        ({"gate__tau_fail": 0.9, "gate__tau_pass": 0.8}, ["prune_check", "check", "judge", "bundle", "verify"]),
+        ({"gate__resamples": 300}, ["prune_check", "check", "missing", "judge", "details", "bundle", "verify"]),
+        (
+            {"gate__tau_fail": 0.9, "gate__tau_pass": 0.8},
+            ["prune_check", "check", "judge", "details", "bundle", "verify"],
+        ),
         ({"profile__iterations": 300}, ["profile", "bundle", "verify"]),
         ({"quantize__calibration": "entropy"}, [*SHIPPING]),
         (
@@ -357,7 +362,9 @@ def test_the_gate_judges_what_is_shipped(cache, tmp_path, monkeypatch):
 
 def test_a_metric_that_is_not_a_number_fails_the_gate(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(LoadedTask, "metric", lambda *_: math.nan)
-    monkeypatch.setattr(trained_source, "check_task", lambda *_: None)  # it would refuse such a metric
+    monkeypatch.setattr(LoadedTask, "scoring", lambda *_: math.nan)
+    in_order = Done("", tmp_path, Preflight(()))
+    monkeypatch.setattr(trained_source, "check_task", lambda *_: in_order)  # it would refuse such a metric
     recipe = quick_recipe(("gate.resamples=250", "prune.repair=off", "quantize.repair=off"))
     report = build(recipe, [load_target("cpu")], BuildPaths(tmp_path / "out", cache))
     assert report.verdict == "fail"

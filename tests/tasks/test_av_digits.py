@@ -223,8 +223,8 @@ def test_networks_and_taps(task):
     batch = task.splits()["val"].__getitems__(list(range(8))).inputs
     for network, taps, width in ((task.teacher(), task.teacher_taps, 64), (task.student(), task.student_taps, 32)):
         with TappedModel(network.eval(), resolve_taps("teacher", {}, taps, list(batch))) as tapped:
-            logits, embeddings = tapped(list(batch.values()))
-        assert logits.shape == (8, 10)
+            answers, embeddings = tapped(list(batch.values()))
+        assert answers["logits"].shape == (8, 10)
         assert {name: z.shape for name, z in embeddings.items()} == {"image": (8, width), "audio": (8, width)}
 
 

@@ -73,8 +73,8 @@ def test_any_views_in_the_order_asked_with_the_same_samples(task):
         (chosen.student(), chosen.student_taps, 32),
     ):
         with TappedModel(network.eval(), resolve_taps("teacher", {}, taps, ["pix", "mor"])) as tapped:
-            logits, embeddings = tapped(list(batch.values()))
-        assert logits.shape == (8, 10)
+            answers, embeddings = tapped(list(batch.values()))
+        assert answers["logits"].shape == (8, 10)
         assert {name: z.shape for name, z in embeddings.items()} == {"pix": (8, width), "mor": (8, width)}
 
 

@@ -21,7 +21,8 @@ from edgekd.runtime.backends.onnxruntime import open_engine
 
 
 def open_npu(engine, threads, name=None):
-    model, taken = onnx.load(engine), Path(__file__).with_suffix(".taken")
+    model = onnx.load_from_string(engine) if isinstance(engine, bytes) else onnx.load(engine)
+    taken = Path(__file__).with_suffix(".taken")
     levels = [tensor.raw_data for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
     digest = hashlib.sha256(b"".join(levels)).hexdigest()
     known = taken.read_text().split() if taken.exists() else []
@@ -132,7 +133,7 @@ def test_only_what_ships_is_judged_on_the_test_samples(repaired, checked):
     ledger = events(repaired.stdout)[-1]["report"]["targets"][0]["ledger"]
     assert [row["stage"] for row in ledger["rows"]] == ["teacher", "student", candidate[-2]["stage"], "device"]
     assert ledger["rows"][-2]["note"] == candidate[-2]["note"]
-    samples = [rows[-1]["answers"]["samples"] for rows in (candidate, ledger["rows"])]
+    samples = [rows[-1]["answers"]["logits"]["samples"] for rows in (candidate, ledger["rows"])]
     assert samples == [200, 400]
     assert ledger["verdict"] == ledger["rows"][-1]["verdict"] != "fail"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import edgekd
 
 #: Files of the package. They need numpy, and nothing else until an engine library is asked for.
-_PARTS = ("__init__.py", "errors.py", "files.py", "plugins.py", "gram/*.py", "runtime/**/*.py")
+_PARTS = ("__init__.py", "errors.py", "files.py", "plugins.py", "gram/**/*.py", "runtime/**/*.py")
 
 #: The script that ``python FOLDER`` runs. Byte code is made when the agent is unpacked, so that none is written later.
 _MAIN = """import sys

@@ -15,7 +15,7 @@ from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError
 from edgekd.files import need, scratch_folder
-from edgekd.gram.nest import take_rows, targets_of
+from edgekd.gram.nest import known_rows, take_rows, targets_of
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import DEPLOY, PREPARED, QDQ
 
@@ -47,6 +47,7 @@ def open_examiner(context: Context, candidate: PreparedCandidate) -> Examiner:
         targets = targets_of(arrays)
         groups = arrays["groups"][samples.rows] if "groups" in arrays else None
     targets = None if targets is None else take_rows(targets, samples.rows)
+    targets = None if targets is None or not known_rows(targets).any() else targets  # of these few
     metric = None if targets is None else context.origin.metric
     facts = context.exported.result.facts
     judging = SampleFacts(targets, groups, metric, facts.higher_is_better, facts.outputs)

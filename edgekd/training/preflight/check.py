@@ -32,7 +32,7 @@ from edgekd.training.preflight.networks import (
     restored,
     run_unregistered,
 )
-from edgekd.training.preflight.outputs import check_shapes_agree, label_names
+from edgekd.training.preflight.outputs import check_shapes_agree, check_targets, label_names
 from edgekd.training.preflight.room import needed_bytes
 from edgekd.training.preflight.samples import check_batch_shapes, check_samples
 from edgekd.training.preflight.steps import try_distillation, try_teacher
@@ -90,6 +90,7 @@ def check(task: LoadedTask, taps: Taps, recipe: Recipe, report: StageReporter) -
         with tables.watching((teacher, student), first):
             shapes = _check_networks(task, (teacher, student), taps, recipe, inputs, report)
         tables.check_stand_ins(task.task.modalities)
+        check_targets("split 'train'", task, first, shapes)  # before a loss says less of it, in torch's words
         _try_training(task, (teacher, student), taps, recipe, inputs, report)
         truths, facts = check_samples(task, shapes, tables)
         for warning in describe_data(truths, facts, label_names(task, shapes), task.outputs):

@@ -487,10 +487,11 @@ def test_the_example_page_shows_what_the_bundle_says(files, tmp_path):
         logits = session.run(rows)["logits"]
     ids = np.array(["one", "zwölf", "three", "four", "five"])
     inputs = {"input.x": np.asfortranarray(rows["x"]), "input.y": rows["y"]}
-    np.savez(site / "bundle" / "reference.npz", ids=ids, logits=-logits, **inputs)
+    np.savez(site / "bundle" / "reference.npz", ids=ids, **{"output.logits": -logits}, **inputs)
     specs = [{"name": name, "dtype": "float32", "shape": ["batch", 24]} for name in rows]
     classes = ["ant", "bee", "cat", "dog", "<eel>"]
-    manifest = {"task": {"name": "animals"}, "target": "browser", "inputs": specs, "classes": classes}
+    manifest = {"task": {"name": "animals"}, "target": "browser", "inputs": specs}
+    manifest["outputs"] = [{"name": "logits", "kind": "classes", "classes": classes}]
     (site / "bundle" / "manifest.json").write_text(json.dumps(manifest))
     dom = html.unescape(render(site, tmp_path / "profile"))
     cells = re.findall("<td[^>]*>([^/]*)</td>", dom)

@@ -16,7 +16,7 @@ from edgekd.devices.targets import load_target
 from edgekd.gram.gate import keep_ledger
 from edgekd.gram.metric import LedgerMetrics
 from edgekd.pipeline.build import prepare
-from edgekd.pipeline.target.missing import measure_missing, read_stand_ins
+from edgekd.pipeline.target.missing import measure_missing, read_stand_ins, without
 from edgekd.pipeline.target.outputs import join_probe, run_on_host
 from edgekd.pipeline.target.quantize import QUANTIZE, write_candidates
 from edgekd.stages.progress import Silent
@@ -267,7 +267,21 @@ def test_a_network_that_fails_without_a_modality_does_not_end_a_build(tmp_path):
 def test_the_stand_in_is_what_samples_without_the_modality_have(tmp_path):
     x = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
     np.savez(tmp_path / "s.npz", **{"input.a": x, "input.b": x, "present.b": np.array([True, False, True, False])})
-    found = read_stand_ins(tmp_path / "s.npz", ["a", "b"])
-    np.testing.assert_array_equal(found["a"], [[10], [13]])
-    np.testing.assert_array_equal(found["b"], (x[1] + x[3]) / 2)
-    assert found["a"].dtype == np.float32
+    found = read_stand_ins(tmp_path / "s.npz", ["a", "b"], {})
+    np.testing.assert_array_equal(found["a"]["a"], [[10], [13]])
+    np.testing.assert_array_equal(found["b"]["b"], (x[1] + x[3]) / 2)
+    assert found["a"]["a"].dtype == np.float32
+
+
+def test_ids_and_their_mask_take_the_numbers_that_the_task_says(tmp_path):
+    words = np.arange(12, dtype=np.int64).reshape(4, 3)
+    arrays = {"input.words": words, "input.mask": words > 0, "input.image": np.ones((4, 2), np.float32)}
+    np.savez(tmp_path / "s.npz", ids=np.arange(4), **arrays)
+    found = read_stand_ins(tmp_path / "s.npz", ["words", "image"], {"words": {"words": 7, "mask": 0}})
+    assert {name: sorted(inputs) for name, inputs in found.items()} == {"words": ["mask", "words"], "image": ["image"]}
+    feeds = {key.removeprefix("input."): x for key, x in arrays.items()}
+    absent = without(feeds, found["words"])
+    assert (absent["words"] == 7).all()
+    assert not absent["mask"].any()
+    assert {name: x.dtype for name, x in absent.items()} == {name: x.dtype for name, x in feeds.items()}
+    assert absent["image"] is feeds["image"]

@@ -136,6 +136,24 @@ def test_a_label_out_of_range_is_named_with_its_split(label):
         check(task)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda split: with_labels(split, 67), r"has the label 67, but the networks give 3 classes"),
+        (
+            lambda split: dataclasses.replace(split, targets=split.labels[:, None].float()),
+            r"target of output 'logits' is torch\.float32, must be classes .* `outputs` that say kind 'regression'",
+        ),
+    ],
+    ids=["out of range", "numbers"],
+)
+def test_what_the_first_batch_has_no_classes_of_is_told_before_a_loss_fails_with_it(change, said):
+    task = loaded()
+    task = dataclasses.replace(task, splits={name: change(split) for name, split in task.splits.items()})
+    with pytest.raises(TaskError, match=rf"^split 'train'.* ?{said}"):
+        check(task)
+
+
 def test_samples_without_a_label_are_no_error():
     task = loaded()
     check(dataclasses.replace(task, splits={**task.splits, "train": with_labels(task.splits["train"], UNLABELLED)}))
