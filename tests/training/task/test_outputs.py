@@ -340,7 +340,7 @@ class Untargeted(OutputTask):
     [
         (
             lambda: Untargeted({"what": "classes", "where": "regression"}),
-            "the target of output 'where' is not there: with several outputs a sample's target is a dict by their",
+            "the target of output 'what' is not there: with several outputs a sample's target is a dict by their",
         ),
         (
             lambda: changed("classes", lambda x: x),
