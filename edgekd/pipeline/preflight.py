@@ -52,7 +52,7 @@ class Preflight:
 
 
 PREFLIGHT: StageSpec[Preflight] = StageSpec(
-    "preflight", 2, Preflight, ("torch", "torch-pruning"), "check the task, and try what its networks will go through"
+    "preflight", 3, Preflight, ("torch", "torch-pruning"), "check the task, and try what its networks will go through"
 )
 PREFLIGHT_EXPORT: StageSpec[Exported] = StageSpec(
     "preflight_export",

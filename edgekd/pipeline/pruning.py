@@ -35,7 +35,7 @@ def _describe_check(checked: PruneCheck) -> str:
 
 PRUNE: StageSpec[Trained] = StageSpec(
     "prune",
-    9,
+    10,
     Trained,
     ("torch-pruning",),
     "remove channels of the student and fine-tune what is left",

@@ -74,15 +74,15 @@ def _describe_robustness(robustness: Robustness) -> str:
     return f"{len(robustness.networks)} networks, noise {robustness.noise:g}"
 
 
-TEACHER: StageSpec[Trained] = StageSpec("teacher", 5, Trained, ("torch",), "train the teacher, or load it", _describe)
+TEACHER: StageSpec[Trained] = StageSpec("teacher", 6, Trained, ("torch",), "train the teacher, or load it", _describe)
 DISTILL: StageSpec[Trained] = StageSpec(
-    "distill", 5, Trained, (), "train the student from the teacher, or load it", _describe
+    "distill", 6, Trained, (), "train the student from the teacher, or load it", _describe
 )
 EXPORT: StageSpec[Exported] = StageSpec(
     "export", 10, Exported, ("onnx", "onnxscript", "onnxruntime"), "write the networks as ONNX", _describe_export
 )
 QAT: StageSpec[Trained] = StageSpec(
-    "qat", 5, Trained, (), "fine-tune the pruned student with fake quantization", _describe
+    "qat", 6, Trained, (), "fine-tune the pruned student with fake quantization", _describe
 )
 ROBUSTNESS: StageSpec[Robustness] = StageSpec(
     "robustness",

@@ -25,7 +25,7 @@ from edgekd.stages.artifacts import DEPLOY, onnx_name
 from edgekd.stages.stage import StageSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from edgekd.gram.gate import GateRules
@@ -89,7 +89,7 @@ def measure_missing(
     def run(_folder: Path, report: StageReporter) -> MissingModalities:
         if len(facts.modalities) < 2:
             return MissingModalities({}, ())
-        why = tuple(why for kind in rules.kinds.values() if not rules.same and (why := _not_measurable(kind)))
+        why = tuple(_why_not(rules))
         if len(why) == len(rules.kinds):
             return MissingModalities({}, why)
         stand_ins = read_stand_ins(context.calibration, facts.modalities, facts.stand_ins)
@@ -154,13 +154,21 @@ def without(feeds: Feeds, stand_ins: Mapping[str, Array]) -> Feeds:
     return {**feeds, **changed}
 
 
+def _why_not(rules: GateRules) -> Iterator[str]:
+    """Yield a sentence on each output whose answers cannot be counted."""
+    for name, kind in rules.kinds.items():
+        reason = None if rules.same else _not_measurable(kind)
+        of = "" if len(rules.kinds) == 1 else f" of '{name}'"
+        if reason:
+            yield f"Answers{of} with a modality absent are not measured: {reason}."
+
+
 def _not_measurable(kind: OutputKind) -> str | None:
     """Explain why the answers cannot be counted; None where they can."""
-    said = "Answers with a modality absent are not measured: "
     if kind.name == "embedding":
-        return f"{said}an embedding decides nothing by itself, and near neighbours trade places for nothing."
+        return "an embedding decides nothing by itself, and near neighbours trade places for nothing"
     if kind.name in ("regression", "custom") and kind.threshold is None:
-        return f"{said}the output is numbers, which decide nothing without a threshold."
+        return "the output is numbers, which decide nothing without a threshold"
     return None
 
 

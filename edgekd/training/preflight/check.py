@@ -239,14 +239,19 @@ def _check_importance(recipe: Recipe, embeddings: Mapping[str, Tensor]) -> None:
 
 
 def _check_same(task: LoadedTask, answer: Answer, samples: int) -> None:
-    """Ask the task's own word on the same answers whether an answer is the same as itself."""
+    """Ask the task's own word of answers and the very same ones, and of others: these must not be more alike.
+
+    An untrained detector's boxes may be none that are even like themselves.
+    """
     if task.own_same is None:
         return
-    changed = changed_by(task.own_same, answer, answer, samples)
-    if changed.any():
+    other = take_rows(answer, np.roll(np.arange(samples), 1))
+    itself, apart = (float(changed_by(task.own_same, answer, x, samples).mean()) for x in (answer, other))
+    if itself > apart:
         raise TaskError(
-            f"the task's same says of answers and the very same answers that {float(changed.mean()):.4g} of them "
-            "changed; it must return which share of each sample's answer changed, 0 where none did"
+            f"the task's same says of answers and the very same answers that {itself:.4g} of them changed, and of "
+            f"other samples' answers {apart:.4g}; it must return which share of each sample's answer changed, 0 where "
+            "none did"
         )
 
 

@@ -231,6 +231,11 @@ def test_a_word_on_what_is_the_same_is_tried_on_the_same(same, said):
         check(task, taps_of(task), RECIPE, reporter())
 
 
+def test_answers_that_are_like_nothing_pass_for_those_of_an_untrained_network():
+    task = loaded(OutputTask({"answer": "regression"}, same=lambda outputs, _: np.ones(len(outputs))))
+    check(task, taps_of(task), RECIPE, reporter())
+
+
 def test_a_loss_that_returns_no_scalar_is_named():
     task = loaded(OutputTask({"answer": "regression"}, loss=lambda outputs, targets: outputs))
     with pytest.raises(
@@ -340,7 +345,7 @@ class Untargeted(OutputTask):
     [
         (
             lambda: Untargeted({"what": "classes", "where": "regression"}),
-            "the target of output 'where' is not there: with several outputs a sample's target is a dict by their",
+            "the target of output 'what' is not there: with several outputs a sample's target is a dict by their",
         ),
         (
             lambda: changed("classes", lambda x: x),
