@@ -77,8 +77,8 @@ def check_target(what: str, kind: OutputKind, output: tuple[int, ...], target: T
     if target.is_floating_point():
         raise TaskError(
             f"{what} is {target.dtype}, must be classes in whole numbers, as int64, of one-hot rows their argmax; "
-            "where it is numbers, or labels any of which may hold, give the task `outputs` that say kind 'regression' or "
-            "'multilabel'"
+            "where it is numbers, or labels any of which may hold, give the task `outputs` that say kind "
+            "'regression' or 'multilabel'"
         )
     place = axis - 1 if axis > 0 else len(output) + axis
     wanted = tuple(size for index, size in enumerate(output) if index != place)
