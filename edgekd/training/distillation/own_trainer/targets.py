@@ -76,7 +76,7 @@ def _read(labels: Tensor, answer: Tensor, name: str, kind: OutputKind) -> Tensor
     if labels.is_floating_point() or (kind.blank is None and tuple(labels.shape) != shape):
         raise TaskError(
             f"the batch's labels of '{name}' are {labels.dtype} of shape {tuple(labels.shape)}, must be class indices "
-            f"of shape {shape}, whole numbers"
+            f"of shape {shape}, whole numbers; an output of another kind is named in outputs={{'{name}': 'regression'}}"
         )
     return labels.long()
 
