@@ -206,9 +206,9 @@ def test_a_build_whose_disk_is_full_is_one_line(tmp_path):
     ended = subprocess.run(limited, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert ended.returncode == CacheError.exit_code
     (line,) = ended.stderr.splitlines()
-    assert line.startswith("error: cache/teacher-")
-    assert "File too large (a file may have 0.5 MB here: ulimit -f, " in line
-    assert line.endswith("MB wanted); make room there, or choose another folder with --cache")
+    assert line.startswith("error: cache/rehearsal-")
+    assert "File too large (a file may have 0.5 MB here: ulimit -f" in line
+    assert line.endswith("); make room there, or choose another folder with --cache")
 
 
 def test_a_folder_is_not_removed_over_another_file_system(tmp_path, monkeypatch):

@@ -186,7 +186,7 @@ def test_a_loop_that_never_ends_for_one_sample(tmp_path):
 
 def test_a_loop_that_ends_is_imported(tmp_path, import_):
     imported = import_(loop(tmp_path / "m.onnx", 3), SAMPLES)
-    assert imported.exported.facts.kind.name == "regression"
+    assert imported.exported.facts.outputs["y"].name == "regression"
 
 
 @pytest.mark.parametrize(("bias", "match"), [(np.nan, "is not finite"), (np.inf, "is not finite")])

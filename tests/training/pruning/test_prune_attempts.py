@@ -265,7 +265,7 @@ def test_a_plan_of_no_epochs_is_the_unpruned_student(tmp_path):
     assert json.loads((tmp_path / REMOVED).read_text()) == []
     student = probe(networks.student, TAPS, task.splits["test"])
     for name in (CUT_PROBE, PROBE):
-        assert (Probe.load(tmp_path / name).logits == student.answer).all()
+        assert (Probe.load(tmp_path / name).answer == student.answer).all()
 
 
 def test_tuned_by_the_student_a_network_answers_as_it_does(tmp_path):

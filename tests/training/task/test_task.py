@@ -183,7 +183,7 @@ def test_an_import_that_the_file_lacks_is_placed(write, monkeypatch):
         load_task(TaskConfig(name="importer_of_mine:Mine"))
 
 
-@pytest.mark.parametrize("attribute", ["modalities", "splits", "teacher", "student"])
+@pytest.mark.parametrize("attribute", ["modalities", "splits", "student"])
 def test_a_missing_attribute_is_named(write, attribute):
     text = USERS_FILE.replace("def teacher", "def make_teacher").replace("    student = teacher", "")
     present = {
