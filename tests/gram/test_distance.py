@@ -220,7 +220,8 @@ def test_numpy_equals_torch_and_changes_no_dtype(data):
     mask = None if present is None else torch.tensor(present)
     torched = gram_distance(tensors(ours), [tensors(theirs)], kind, mask, softness=SOFTNESS)
     assert np.isfinite(found)
-    assert torched.item() == pytest.approx(float(found), rel=1e-7, abs=1e-9)
+    rounding = 4 * np.finfo(np.float64).eps / SOFTNESS  # where all is as good as zero, nothing else is left
+    assert torched.item() == pytest.approx(float(found), rel=1e-7, abs=rounding)
     mask = None if mask is None else mask.float()
     single = gram_distance(
         tensors(ours, torch.float32), [tensors(theirs, torch.float32)], kind, mask, softness=SOFTNESS

@@ -33,7 +33,7 @@ from edgekd.workflows.thresholds import Alarm, AlarmSamples, measure_alarm
 LIMITS = GateLimits(tau_pass=0.005, tau_fail=0.02, max_flips=0.03, max_metric_drop=0.015)
 REPORT = StageReporter(Silent(), "alarm")
 VIEWS = ["fou", "mor", "zer"]
-CLASSES = OutputKind()
+CLASSES = {"logits": OutputKind()}
 FEW = (Perturbation("rounding", 3), Perturbation("noise", 0.2, "fou"), Perturbation("rounding", 3, "fusion"))
 
 
@@ -50,8 +50,8 @@ def alarm(exported):
     return measure_alarm(graph, given, LIMITS, REPORT, perturbations(VIEWS, repeats=2))
 
 
-def measure(exported, metric=accuracy, limits=LIMITS, samples=None, kind=CLASSES, modalities=VIEWS):
-    given = AlarmSamples(samples or exported / "test.npz", metric, kind, modalities)
+def measure(exported, metric=accuracy, limits=LIMITS, samples=None, kinds=CLASSES, modalities=VIEWS):
+    given = AlarmSamples(samples or exported / "test.npz", metric, kinds, modalities)
     return measure_alarm(exported / "student.onnx", given, limits, REPORT, FEW)
 
 
@@ -154,7 +154,7 @@ def test_what_is_no_classifier_needs_labels(exported, tmp_path):
     ):
         measure_alarm(
             tmp_path / "score.onnx",
-            AlarmSamples(exported / "test.npz", None, OutputKind("regression")),
+            AlarmSamples(exported / "test.npz", None, {"logits": OutputKind("regression")}),
             LIMITS,
             REPORT,
             FEW,
