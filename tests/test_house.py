@@ -2,6 +2,7 @@
 
 import ast
 from collections import Counter, defaultdict
+from fnmatch import fnmatch
 from functools import cache
 
 import pytest
@@ -55,6 +56,13 @@ def test_no_package_has_too_many_modules():
         if len(modules_in(path.parent)) > MOST_MODULES_OF_A_PACKAGE
     }
     assert crowded == {}
+
+
+def test_no_folder_of_tests_is_passed_over(pytestconfig):
+    folders = {name for path in (ROOT / "tests").rglob("test_*.py") for name in path.relative_to(ROOT).parent.parts}
+    passed_over = pytestconfig.getini("norecursedirs")
+    assert "build" in folders
+    assert not [name for name in folders for pattern in passed_over if fnmatch(name, pattern)]
 
 
 def test_no_class_name_is_used_twice():

@@ -17,10 +17,12 @@ VIEWS = ("fou", "mor", "zer")
 def test_every_epoch_of_every_training_is_in_the_report(built):
     training = built.report()["training"]
     assert {name: len(epochs) for name, epochs in training.items()} == {"teacher": 4, "student": 4, "pruned": 3}
-    assert set(training["teacher"][0]) == {"loss", "validation"}
+    assert set(training["teacher"][0]) == {"loss", "validation", "kept"}
+    assert [epoch["kept"] for epoch in training["student"]] == [0, 0, 0, 1]  # the recipe keeps the last
     added = {f"{what}.{name}" for what in ("loss", "weight", "share") for name in ("intra", "sample")}
+    every = {"loss", "ce", "kd", "validation", "drift", "kept", *added}
     for name in ("student", "pruned"):
-        assert all(set(epoch) == {"loss", "ce", "kd", "validation", "drift", *added} for epoch in training[name])
+        assert all(set(epoch) == every for epoch in training[name])
     assert training["student"][-1]["share.intra"] == pytest.approx(1.0, rel=0.1)
     assert training["student"][-1]["share.sample"] == pytest.approx(0.1, rel=0.1)
     assert 0 < training["student"][-1]["drift"] < 1
@@ -139,7 +141,10 @@ def test_a_setting_that_cannot_be_is_refused(tmp_path, setting, said):
 def test_what_is_tuned_for_int8_has_a_picture_too(built, tmp_path):
     cache = copy_cache(built.cache, tmp_path / "cache")
     # The float network is rejected itself, so what is left is to tune it.
-    change = {"gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7, "quantize__repair": "auto", "quantize__qat__epochs": 2}
+    change = {
+        "gate__structure": "strict", "gate__tau_pass": 1e-7, "gate__tau_fail": 2e-7,
+        "quantize__repair": "auto", "quantize__qat__epochs": 2,
+    }  # fmt: skip
     found = edgekd(*build_arguments(tmp_path / "out", cache, **change), cwd=tmp_path)
     assert found.returncode == 20, found.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
