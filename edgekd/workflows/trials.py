@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgekd.errors import ModelError
+from edgekd.errors import ModelError, TaskError
 from edgekd.files import need, scratch_folder, scratch_root
 from edgekd.gram.gate import FINETUNED
 from edgekd.pipeline.project import Project
@@ -149,6 +149,16 @@ class TrialRunner:
 
         taps = self.stages(self.recipe, Silent()).taps
         return StudentTimer(self.project.loaded, taps, self.recipe.seed)
+
+
+def require_teacher(project: Project) -> None:
+    """Refuse a task that has nothing to distil students from.
+
+    Raises:
+        TaskError: The task has no teacher.
+    """
+    if not project.loaded.has_teacher:
+        raise TaskError("the task has no teacher(), from which the trials' students could be distilled: give it one")
 
 
 class BriefTrials(TrialRunner):

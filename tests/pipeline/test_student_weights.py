@@ -127,3 +127,13 @@ def test_searches_have_nothing_to_distil(project, tmp_path, command):
     process = edgekd(command, "--recipe", project, cwd=tmp_path)
     assert process.returncode == 3
     assert "[student] weights" in process.stderr
+
+
+@pytest.mark.parametrize("command", ["search", "advise"])
+def test_searches_need_a_teacher(tmp_path, command):
+    (tmp_path / "task.py").write_text(TASK)
+    (tmp_path / "edgekd.toml").write_text(RECIPE.partition("[student]")[0])
+    process = edgekd(command, cwd=tmp_path)
+    assert process.returncode == 4
+    (line,) = process.stderr.splitlines()
+    assert "the task has no teacher(), from which the trials' students could be distilled" in line

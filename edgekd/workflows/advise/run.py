@@ -36,7 +36,7 @@ from edgekd.workflows.advise.report import ADVICE_PLACES, write_advice
 from edgekd.workflows.advise.result import Advice, AdviceTrial, BudgetSpent
 from edgekd.workflows.advise.verdict import Known, Values, decide_verdict, make_standings, too_short_verdict
 from edgekd.workflows.arguments import DEFAULT_CACHE, resolve_paths, resolve_recipe
-from edgekd.workflows.trials import BriefTraining, BriefTrials
+from edgekd.workflows.trials import BriefTraining, BriefTrials, require_teacher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -127,6 +127,7 @@ def advise_recipe(
     observer = observer or Silent()
     observer.plan(("teacher", TRIALS))
     trainer = BriefTrials(recipe, paths.cache, observer, TrialProgress(observer, clock))
+    require_teacher(trainer.project)
     advice = _Advising(trainer, budget, name).run(observer)
     with writing(paths.output, ADVICE_PLACES):
         write_advice(advice, paths.output)

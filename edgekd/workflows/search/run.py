@@ -26,6 +26,7 @@ from edgekd.tasks.catalogue import CATALOGUE
 from edgekd.workflows.arguments import DEFAULT_CACHE, resolve_paths, resolve_targets
 from edgekd.workflows.search.job import SearchJob
 from edgekd.workflows.search.space import Choices, Range, make_space
+from edgekd.workflows.trials import require_teacher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,6 +133,7 @@ def _plan(
     draft = _fitted(draft, recipe, targets)
     cache = Cache(folder).root.absolute()
     project = Project(recipe.task, cache)
+    require_teacher(project)
     space = make_space(draft, _width(recipe))
     _check_tasks(space, cache)
     stamp = digest([_FIGURES_VERSION, draft.written, project.identity, draft.content["prune"]["round_to"]])
