@@ -49,7 +49,7 @@ def output_details(compared: ComparedOutput, pictures: SampleInputs | None) -> O
         compared: The output of what ships, of the reference and maybe of the teacher, and what is true.
         pictures: Gives pictures of samples' inputs; None where no sample is to be shown, nor a group's name.
     """
-    found = _KINDS.get(compared.kind.name, _describe_others)(compared)
+    found = _describe(compared)
     shown = pictures is not None
     labelled = ~np.isnan(found.scores[compared.shipped]) if found.by_labels else np.zeros(len(compared.ids), bool)
 
@@ -99,6 +99,14 @@ def output_details(compared: ComparedOutput, pictures: SampleInputs | None) -> O
         worst=listed(worst, found.bad),
         flips=listed(flips, found.moved),
     )
+
+
+def _describe(compared: ComparedOutput) -> Findings:
+    """Describe an output by its kind, as far as there is something to say."""
+    shape = compared.outputs[compared.shipped].shape
+    alone = compared.kind.name == "embedding" and shape[0] < 2  # finds no sample but itself
+    describe = _describe_others if alone or 0 in shape else _KINDS.get(compared.kind.name, _describe_others)
+    return describe(compared)
 
 
 def _describe_others(compared: ComparedOutput) -> Findings:

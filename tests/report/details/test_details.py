@@ -358,3 +358,13 @@ def test_pictures_end_where_there_is_no_more_room():
 
     found = output_details(classes(), noise)
     assert [bool(sample.pictures) for sample in found.worst[:4]] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("embedding", (1, 8)), ("regression", (3, 0)), ("custom", (2, 0, 4))])
+def test_what_has_nothing_to_compare_with_is_described_by_its_change_alone(kind, shape):
+    ours = np.ones(shape, np.float32)
+    outputs = {"shipped": ours + np.float32(0.5), "student": ours}
+    ids = np.array([str(row) for row in range(shape[0])])
+    found = output_details(ComparedOutput(OutputKind(kind), outputs, "student", ids), pictures)
+    assert found.changes.count is None
+    assert found.changes.mean == pytest.approx(0.5 if ours.size else 0.0)
