@@ -1,0 +1,68 @@
+"""Texts and files that lie on every machine that has Python: what a sentence encoder and a file typer are given."""
+
+from __future__ import annotations
+
+import inspect
+import pydoc
+import re
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+#: Modules whose documentation is read aloud or encoded, by part of the samples.
+_MODULES = {
+    "calibration": ("argparse", "collections", "csv", "decimal", "functools", "logging", "statistics", "tarfile"),
+    "test": ("configparser", "datetime", "email", "fractions", "json", "random", "subprocess", "zipfile"),
+}
+#: A sentence: words and commas up to a full stop.
+_WORDS = re.compile(r"[A-Za-z][A-Za-z ,'-]{25,240}[.?!]")
+
+
+@cache
+def sentences(part: str) -> tuple[str, ...]:
+    """Return English sentences of the standard library's documentation; no module is in both parts."""
+    found: dict[str, None] = {}
+    for name in _MODULES[part]:
+        module = pydoc.locate(name)
+        texts = [inspect.getdoc(module) or ""]
+        for _, member in sorted(inspect.getmembers(module), key=lambda pair: pair[0]):
+            if inspect.isclass(member) or inspect.isroutine(member):
+                texts.append(inspect.getdoc(member) or "")
+                texts += [inspect.getdoc(inner) or "" for _, inner in inspect.getmembers(member, inspect.isroutine)]
+        for text in texts:
+            found |= dict.fromkeys(_WORDS.findall(re.sub(r"\s+", " ", text)))
+    chosen = list(found)
+    np.random.default_rng(0).shuffle(chosen)
+    return tuple(chosen)
+
+
+#: What a suffix is called among magika's types. Suffixes whose content may be anything are not among them.
+SUFFIX_TYPES = {
+    ".bz2": "bzip", ".c": "c", ".cmake": "cmake", ".cpp": "cpp", ".css": "css", ".csv": "csv", ".exe": "pebin",
+    ".f90": "fortran", ".gz": "gzip", ".h": "c", ".hpp": "cpp", ".html": "html", ".js": "javascript", ".json": "json",
+    ".md": "markdown", ".npy": "npy", ".npz": "npz", ".onnx": "onnx", ".pdf": "pdf", ".png": "png", ".py": "python",
+    ".pyc": "pythonbytecode", ".rst": "rst", ".so": "elf", ".svg": "svg", ".toml": "toml", ".ttf": "ttf",
+    ".wav": "wav", ".woff2": "woff2", ".yaml": "yaml", ".zip": "zip",
+}  # fmt: skip
+#: At most so many files of one type, since most of what lies there is Python; and bytes below which nothing is said.
+_OF_ONE_TYPE, _LEAST_BYTES = 24, 64
+
+
+def files_by_type() -> list[tuple[Path, str]]:
+    """Return files of this Python's standard library and packages with their types, shuffled."""
+    roots = dict.fromkeys(Path(sysconfig.get_path(key)).resolve() for key in ("stdlib", "purelib", "platlib"))
+    found: dict[str, dict[Path, None]] = {}
+    for root in roots:
+        for file in root.rglob("*"):
+            if (kind := SUFFIX_TYPES.get(file.suffix)) and file.is_file() and file.stat().st_size >= _LEAST_BYTES:
+                found.setdefault(kind, {})[file] = None
+    random = np.random.default_rng(0)
+    chosen = []
+    for kind, files in sorted(found.items()):
+        few = sorted(files)
+        random.shuffle(few)
+        chosen += [(file, kind) for file in few[:_OF_ONE_TYPE]]
+    random.shuffle(chosen)
+    return chosen
