@@ -126,7 +126,7 @@ def efficientnet_lite0(checkpoint: bytes, path: Path) -> None:
 
 
 def any_size(checkpoint: bytes, path: Path) -> None:
-    """Write a detector whose ONNX is fixed at the size of an example for any batch, height and width, as its package does."""
+    """Write a detector for any batch, height and width, as its package does: its ONNX is fixed at an example's size."""
     import onnx
 
     model = onnx.load_from_string(checkpoint)

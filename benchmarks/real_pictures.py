@@ -165,7 +165,7 @@ def lines(part: str, count: int, height: int, width: int) -> Iterator[tuple[Arra
 
 
 def pages(part: str, count: int, height: int, width: int) -> Iterator[tuple[Array, Array]]:
-    """Yield crops with one to five lines of text on strips of paper: uint8 [height, width, 3], and where: [height, width]."""
+    """Yield crops with one to five lines of text on strips of paper, uint8 [height, width, 3], and where these are."""
     random = np.random.default_rng(5 + len(part))
     texts = sentences(part)
     for pixels in crops(part, count, height, width):

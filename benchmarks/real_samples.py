@@ -11,6 +11,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from real_packages import magika_types, minilm_tokenizer, openwakeword_embedding, openwakeword_melspectrogram
 from real_pictures import crops, lines, pages, scenes
 from real_sounds import VOICES, music, noise, speak, stream
 from real_texts import files_by_type, sentences
@@ -70,8 +71,6 @@ def voice_activity(part: str, count: int, model: Path) -> dict[str, Array]:
 
 def file_types(part: str, count: int, _model: Path) -> dict[str, Array]:
     """Return the first and last 1024 bytes of files without the white space around them, 256 where there is none."""
-    from real_networks import magika_types
-
     types, tokens = magika_types(), 1024
     found = files_by_type()
     chosen = found[:count] if part == "calibration" else found[-count:]
@@ -109,8 +108,6 @@ def nsfw_images(part: str, count: int, _model: Path) -> dict[str, Array]:
 
 def _spectrograms(part: str, count: int, frames: int) -> Array:
     """Return log mel spectrograms of speech as openWakeWord has them: float32 [count, frames, 32]."""
-    from real_networks import openwakeword_melspectrogram
-
     network = open_network(openwakeword_melspectrogram())
     length = 160 * frames + 480
     sound = _every(stream(part, SPEECH_RATE, max(60, count)), count, length) * 32767
@@ -125,8 +122,6 @@ def speech_frames(part: str, count: int, _model: Path) -> dict[str, Array]:
 
 def wake_words(part: str, count: int, _model: Path) -> dict[str, Array]:
     """Return embeddings of 2 s of sound that ends in the wake word in every second sample, and is other speech else."""
-    from real_networks import openwakeword_embedding, openwakeword_melspectrogram
-
     mel, embed = open_network(openwakeword_melspectrogram()), open_network(openwakeword_embedding())
     random, voices, frames = np.random.default_rng(6 + len(part)), VOICES[part], 76 + 15 * 8
     length = 160 * frames + 480
@@ -196,8 +191,6 @@ def lite_photographs(part: str, count: int, _model: Path) -> dict[str, Array]:
 
 def encoded_sentences(part: str, count: int, _model: Path) -> dict[str, Array]:
     """Return sentences as word pieces, the shorter ones padded and masked."""
-    from real_networks import minilm_tokenizer
-
     tokenizer, length = minilm_tokenizer(), 64
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length)

@@ -116,12 +116,14 @@ def music(part: str, rate: int, seconds: float, count: int) -> Array:
     """Return clips of plucked strings, one to four at a time, under a little noise: float32 [count, samples]."""
     random = np.random.default_rng(2 + len(part))
     length = int(seconds * rate)
-    clips = np.zeros((count, length), np.float32)
-    for clip in clips:
+    clips = []
+    for _ in range(count):
+        clip = np.zeros(length, np.float32)
         for start in range(0, length, int(random.uniform(0.12, 0.6) * rate)):
             for string in random.choice(_STRINGS, random.integers(1, 5), replace=False):
                 fret = int(random.integers(0, 13))
                 clip[start:] += pluck(string * 2 ** (fret / 12), length - start, rate, random)
-        clip *= 10 ** (random.uniform(-20, -3) / 20) / np.abs(clip).max()
-        clip += 10 ** (random.uniform(-70, -40) / 20) * noise(length, random)
-    return clips.clip(-1, 1)
+        loudness = 10 ** (random.uniform(-20, -3) / 20) / np.abs(clip).max()
+        hiss = 10 ** (random.uniform(-70, -40) / 20)
+        clips.append(loudness * clip + hiss * noise(length, random))
+    return np.stack(clips).clip(-1, 1)

@@ -8,8 +8,14 @@ import re
 import sysconfig
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Array = np.ndarray[Any, Any]
 
 #: Modules whose documentation is read aloud or encoded, by part of the samples.
 _MODULES = {
@@ -66,3 +72,33 @@ def files_by_type() -> list[tuple[Path, str]]:
         chosen += [(file, kind) for file in few[:_OF_ONE_TYPE]]
     random.shuffle(chosen)
     return chosen
+
+
+def character_error_rate(model: Path, scores: Array, texts: Sequence[str]) -> float:
+    """Return the edits that turn what a text recogniser read into what is written, over the characters of that.
+
+    Args:
+        model: Its ONNX, which names the characters of its classes in its metadata; class 0 is CTC's blank.
+        scores: Scores of classes at every step [N, steps, classes].
+        texts: What is written in each sample.
+    """
+    import onnx
+
+    properties = {item.key: item.value for item in onnx.load(str(model)).metadata_props}
+    characters = ["", *properties["character"].splitlines(), " "]
+    edits = 0
+    for row, text in zip(scores.argmax(-1), texts, strict=True):
+        kept = row[np.flatnonzero(np.diff(row, prepend=-1))]
+        edits += edit_distance("".join(characters[index] for index in kept), text)
+    return edits / sum(map(len, texts))
+
+
+def edit_distance(one: str, other: str) -> int:
+    """Return the fewest characters to insert, delete or replace that make one text of another (Levenshtein)."""
+    costs = list(range(len(other) + 1))
+    for row, mine in enumerate(one, 1):
+        before, costs[0] = costs[0], row
+        for column, theirs in enumerate(other, 1):
+            here = min(costs[column] + 1, costs[column - 1] + 1, before + (mine != theirs))
+            before, costs[column] = costs[column], here
+    return costs[-1]
