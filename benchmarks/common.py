@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs" / "explanation"
+REFERENCE = DOCS.parent / "reference"
 CACHE = Path("build/benchmarks/cache")
 TASKS = ("digits", "gestures")
 #: What a quick run says otherwise in every recipe: the gate has limits that a hardly trained student keeps.
@@ -130,9 +131,9 @@ def result_path(script: str, options: argparse.Namespace) -> Path:
     return options.output or (Path(name) if options.quick else RESULTS / name)
 
 
-def pages_folder(options: argparse.Namespace) -> Path:
-    """Return where pages and pictures go: into the docs, those of a quick run into its folder."""
-    return Path() if options.quick else DOCS
+def pages_folder(options: argparse.Namespace, folder: Path = DOCS) -> Path:
+    """Return where pages and pictures go: into a folder of the docs, those of a quick run into its own."""
+    return Path() if options.quick else folder
 
 
 @contextmanager

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 from common import arguments, pages_folder, parse, result_path, write_result
 from compress_cases import FOLDER, MODELS, TASKS, load_case
 from compress_contest import CONTESTANTS, contest, gains, place_of
-from compress_goals import FLOAT, OURS
+from compress_goals import OURS
 from compress_page import write_page
+from contestants import FLOAT
 from side_by_side import BLOCK, LEAD_IN, THREADS, compare_p50, open_onnxruntime, summarize, take_turns
 
 from edgekd.files import sha256_file

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import json
-import math
 import multiprocessing
-import os
 import re
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-from venv import create as create_venv
 
 import numpy as np
 import onnx
 from compress_cases import FOLDER, TARGET, link_learned
-from compress_goals import FLOAT, OURS
-from peers.quantize import SETTINGS
+from compress_goals import OURS
+from contestants import FLOAT, count_layers, run_peer, snr_db
+from contestants import PEERS as ALL_PEERS
+from peers.quantize import IN_OPENVINO
 
 import edgekd
 from edgekd.cli.terminal import choose_observer
@@ -44,7 +40,6 @@ if TYPE_CHECKING:
     from compress_cases import Case
 
     from edgekd.config.recipe import Recipe
-    from edgekd.gram.probe import Floats
 
 _INT8 = ("quantize.precision=int8",)
 #: edgekd as it is; told to ship INT8 even where float32 is faster; and told that less drift may cost 5 % of time: what
@@ -52,14 +47,9 @@ _INT8 = ("quantize.precision=int8",)
 EDGEKD: dict[str, tuple[str, ...]] = dict(
     zip(OURS, ((), _INT8, (*_INT8, "quantize.repair=best", "quantize.slack=0.05")), strict=True)
 )
-PEERS = {f"{peer}, {setting}": (peer, setting) for peer, settings in SETTINGS.items() for setting in settings}
+#: The peers whose result is ONNX.
+PEERS = tuple(name for name, (peer, _) in ALL_PEERS.items() if peer != IN_OPENVINO)
 CONTESTANTS = (FLOAT, *EDGEKD, *PEERS)
-
-#: Those that install nothing beside a build's own packages run in this Python, the others in a venv of their own.
-_OWN_VENV = ("Olive", "ModelOpt")
-_PEERS = ("olive-ai==0.13.0", "requests", "nvidia-modelopt[onnx]==0.47.0", "torch==2.13.0")
-#: ModelOpt asks for the build for GPUs too, whose files overwrite this one's.
-_RUNTIME, _UNWANTED = "onnxruntime==1.32.0", "onnxruntime-gpu"
 
 #: A classifier's logits of the test samples, and how often they are drawn anew.
 _LOGITS = "logits.npy"
@@ -69,36 +59,15 @@ _RESAMPLES = 1000
 _AFTERWARDS = ("compile", "evaluate", "check", "profile", "robustness", "robustness_shipped", "bundle", "verify")
 
 
-def peers_python(folder: Path) -> Path:
-    """Return the interpreter of the venv with the heavy peers, 2.4 GB; it is made where it is missing."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        create_venv(folder, with_pip=True)
-        pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "install", *_PEERS], check=True)
-        subprocess.run([*pip, "uninstall", "--yes", _UNWANTED, "onnxruntime"], check=True)
-        subprocess.run([*pip, "install", "--no-deps", _RUNTIME], check=True)
-    return python
-
-
 def quantize_by_peer(case: Case, contestant: str, venv: Path, folder: Path) -> dict[str, Any]:
     """Let a peer quantize, in a process of its own; return what it cost, or why it failed."""
-    peer, setting = PEERS[contestant]
-    python = peers_python(venv) if peer in _OWN_VENV else Path(sys.executable)
     result = folder / "quantized.onnx"
-    script = Path(__file__).parent / "peers" / "quantize.py"
-    files = [path.absolute() for path in (case.network, case.samples, result)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(edgekd.__file__).parent.parent)}
-    command = [python.absolute(), script, peer, setting, *files]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
-    if ended.returncode != 0:
-        said = ended.stderr.strip().splitlines() or [f"ended with {ended.returncode}"]
-        return {"failed": said[-1]}
-    graph = onnx.load(str(result))
-    unquantize_outputs(graph)
-    save(graph, folder / PROBE_GRAPH)
-    drop_embeddings(result, folder / DEPLOY)
-    cost: dict[str, Any] = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
+    cost = run_peer(contestant, case.network, case.samples, result, venv)
+    if "failed" not in cost:
+        graph = onnx.load(str(result))
+        unquantize_outputs(graph)
+        save(graph, folder / PROBE_GRAPH)
+        drop_embeddings(result, folder / DEPLOY)
     return cost
 
 
@@ -179,12 +148,6 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     }
 
 
-def snr_db(found: Floats, expected: Floats) -> float | None:
-    """Return the ratio of signal to error in dB; None where there is no error."""
-    signal, error = (float((x.astype(np.float64) ** 2).sum()) for x in (expected, found - expected))
-    return 10 * math.log10(signal / error) if error else None
-
-
 def gains(case: Case) -> dict[str, dict[str, dict[str, float]]]:
     """Return how much better the metric of edgekd is than each peer's, with the 95 % interval.
 
@@ -223,20 +186,3 @@ def probe(case: Case, folder: Path) -> Probe:
         name.removeprefix(EMBEDDING_PREFIX): z for name, z in full.items() if name.startswith(EMBEDDING_PREFIX)
     }
     return Probe(ids, {"logits": deploy["logits"]}, embeddings)
-
-
-def count_layers(path: Path) -> tuple[int, int]:
-    """Return how many layers with weights compute in INT8, and how many there are."""
-    graph = onnx.load(str(path)).graph
-    producer = {name: node for node in graph.node for name in node.output}
-    constant = {tensor.name for tensor in graph.initializer}
-    quantized = []
-    for node in graph.node:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-            continue
-        name = node.input[1]
-        while name in producer and producer[name].op_type in ("QuantizeLinear", "DequantizeLinear"):
-            name = producer[name].input[0]
-        if name in constant:  # else it is the product of two activations
-            quantized.append(name != node.input[1])
-    return sum(quantized), len(quantized)

@@ -6,12 +6,13 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from contestants import FLOAT
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 #: The contestants that are judged, and the one that all are measured against; the others are the peers.
 OURS = ("edgekd", "edgekd, INT8", "edgekd, INT8, least drift")
-FLOAT = "float32"
 #: edgekd's drift over the best peer's.
 DRIFT_RATIO = 0.5
 GOALS = ("drift", "latency", "metric")

@@ -6,7 +6,8 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from common import drawing
-from compress_goals import FLOAT, GOALS, OURS, judge, latency_of, rivals, rows_of
+from compress_goals import GOALS, OURS, judge, latency_of, rivals, rows_of
+from contestants import FLOAT
 
 from edgekd.files import atomic_path, write_text
 

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.session import Array, Feeds, Session
 
-    #: Opens an engine and returns what runs one inference of it; both cross the border between two processes.
-    Opener = Callable[[], Callable[[Feeds], Any]]
+    Run = Callable[[Feeds], Any]
+    #: Opens an engine and returns what runs one inference of it; it crosses the border between two processes.
+    Opener = Callable[[], Run]
+    #: Reads what one of these is given for each sample; it crosses the border too.
+    Reader = Callable[[Path, Run], Sequence[Feeds]]
     Nanoseconds = np.ndarray[Any, np.dtype[np.int64]]
 
 THREADS = 1
@@ -33,6 +36,24 @@ THREADS = 1
 BLOCK, LEAD_IN = 50, 5
 #: Untimed inferences after opening, and samples that the inferences cycle through.
 WARMUP, ROWS = 200, 64
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many inferences a session runs at a time.
+
+    Attributes:
+        block: In a turn, timed.
+        lead_in: At the start of a turn, untimed.
+        warmup: After opening, untimed.
+    """
+
+    block: int = BLOCK
+    lead_in: int = LEAD_IN
+    warmup: int = WARMUP
+
+
+_PACE = Pace()
 #: What edgekd asks of OpenVINO on a processor.
 OPENVINO_OPTIONS = {"NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
 _RESAMPLES = 2000
@@ -107,15 +128,19 @@ def _compile(engine: Path, options: Mapping[str, Any]) -> Any:
     )
 
 
-def _serve(pipe: Connection, openers: Mapping[str, Opener], samples: Path) -> None:
-    """Open sessions in this process, and time as many inferences as the pipe asks for, until it asks for none."""
+def read_rows(samples: Path, _run: Run) -> list[Feeds]:
+    """Return samples with a batch of 1 each, from ``.npz`` with ``input.<name>`` [N, ...]."""
     with np.load(samples, allow_pickle=False) as arrays:
         keys = [key for key in arrays.files if key.startswith(INPUT_PREFIX)]
         inputs = {key.removeprefix(INPUT_PREFIX): arrays[key][:ROWS] for key in keys}
     count = len(next(iter(inputs.values())))
-    feeds = [{name: x[row : row + 1] for name, x in inputs.items()} for row in range(count)]
+    return [{name: x[row : row + 1] for name, x in inputs.items()} for row in range(count)]
+
+
+def _serve(pipe: Connection, openers: Mapping[str, Opener], samples: Path, read: Reader) -> None:
+    """Open sessions in this process, and time as many inferences as the pipe asks for, until it asks for none."""
     runs = {name: opener() for name, opener in openers.items()}
-    rows = {name: itertools.cycle(feeds) for name in runs}
+    rows = {name: itertools.cycle(read(samples, run)) for name, run in runs.items()}
     pipe.send(None)
     while job := pipe.recv():
         name, untimed, timed = job
@@ -134,10 +159,10 @@ def _serve(pipe: Connection, openers: Mapping[str, Opener], samples: Path) -> No
 class _Process:
     """A fresh process with some sessions; a context manager."""
 
-    def __init__(self, openers: Mapping[str, Opener], samples: Path) -> None:
+    def __init__(self, openers: Mapping[str, Opener], samples: Path, read: Reader) -> None:
         spawn = multiprocessing.get_context("spawn")  # a fork would inherit this process's threads
         self._pipe, other = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(other, openers, samples), daemon=True)
+        self._process = spawn.Process(target=_serve, args=(other, openers, samples, read), daemon=True)
         self._process.start()
         other.close()  # so that the process's death ends the waiting below
         self._pipe.recv()
@@ -157,33 +182,41 @@ class _Process:
 
 
 def take_turns(
-    groups: Sequence[Mapping[str, Opener]], samples: Path, rounds: int, calls: int
+    groups: Sequence[Mapping[str, Opener]],
+    samples: Path,
+    rounds: int,
+    calls: int,
+    *,
+    pace: Pace = _PACE,
+    read: Reader = read_rows,
 ) -> dict[str, Nanoseconds]:
-    """Time sessions in turns of :data:`BLOCK` inferences, in an order that rotates.
+    """Time sessions in turns of some inferences, in an order that rotates.
 
     Args:
         groups: sessions by name; those of one group share a process.
-        samples: ``.npz`` of real samples, ``input.<name>`` [N, ...].
+        samples: ``.npz`` of real samples.
         rounds: how often all start again in fresh processes.
         calls: inferences of each session in a round.
+        pace: how many of them in a turn.
+        read: reads the samples.
 
     Returns:
-        For each session the times [rounds, calls / BLOCK, BLOCK].
+        For each session the times [rounds, calls / block, block].
     """
     names = [name for group in groups for name in group]
-    times = {name: np.empty((rounds, calls // BLOCK, BLOCK), np.int64) for name in names}
+    times = {name: np.empty((rounds, calls // pace.block, pace.block), np.int64) for name in names}
     for done in range(rounds):
         with ExitStack() as stack:
             homes = {}
             for group in groups:
-                process = stack.enter_context(_Process(group, samples))
+                process = stack.enter_context(_Process(group, samples, read))
                 homes.update(dict.fromkeys(group, process))
             for name in names:
-                homes[name].time(name, WARMUP, 0)
-            for block in range(calls // BLOCK):
+                homes[name].time(name, pace.warmup, 0)
+            for block in range(calls // pace.block):
                 first = (done + block) % len(names)
                 for name in names[first:] + names[:first]:
-                    times[name][done, block] = homes[name].time(name, LEAD_IN, BLOCK)
+                    times[name][done, block] = homes[name].time(name, pace.lead_in, pace.block)
     return times
 
 

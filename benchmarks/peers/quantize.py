@@ -34,8 +34,14 @@ _MAX = {"calibration_method": "max", "high_precision_dtype": "fp32"}
 #: What a peer is told, by peer and setting. All but the defaults keep arithmetic on raw inputs float, by their options
 #: to leave out nodes: one scale for features of different units is what breaks a network most.
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "ONNX Runtime": {"default": {}, "best": _UINT8, "best, float outputs": {**_UINT8, "float_outputs": True}},
+    "ONNX Runtime": {
+        "default": {},
+        "best": _UINT8,
+        "best, float outputs": {**_UINT8, "float_outputs": True},
+        "dynamic": {"per_channel": True, "reduce_range": True},
+    },
     "NNCF": {"default": {}, "best": {"minmax": True}},
+    "NNCF in OpenVINO": {"default": {}, "best": {"overflow_fix": True}},
     "Olive": {
         "default": {},
         "best": {
@@ -49,11 +55,14 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     # Left to itself it keeps products of a matrix and a vector float, as which it sees each Gemm at batch 1.
     "ModelOpt": {"default": {}, "best": _MAX, "best, all layers": {**_MAX, "enable_gemv_detection_for_trt": False}},
 }
-DEFAULT = "default"
+DEFAULT, DYNAMIC = "default", "dynamic"
+#: The peer whose result is no ONNX, but OpenVINO's own ``.xml`` with ``.bin``.
+IN_OPENVINO = "NNCF in OpenVINO"
 #: The distributions that a peer's result depends on.
 PACKAGES = {
     "ONNX Runtime": ("onnxruntime", "onnx"),
     "NNCF": ("nncf", "onnx"),
+    IN_OPENVINO: ("nncf", "openvino"),
     "Olive": ("olive-ai", "onnxruntime", "onnx"),
     "ModelOpt": ("nvidia-modelopt", "onnxruntime", "onnx"),
 }
@@ -63,12 +72,28 @@ PACKAGES = {
 _ARITHMETIC = frozenset({"Add", "BatchNormalization", "Div", "Mul", "Sub"})
 
 
-class Samples:
-    """Calibration samples one by one, as often as need be; also a reader of ONNX Runtime's kind."""
+def input_ranks(model: Path) -> dict[str, int]:
+    """Return how many dimensions each input of a network has; what has a value already is no input."""
+    import onnx
 
-    def __init__(self, path: Path) -> None:
+    graph = onnx.load(str(model), load_external_data=False).graph
+    constant = {tensor.name for tensor in graph.initializer}
+    return {value.name: len(value.type.tensor_type.shape.dim) for value in graph.input if value.name not in constant}
+
+
+class Samples:
+    """Calibration samples one by one, as often as need be; also a reader of ONNX Runtime's kind.
+
+    Args:
+        path: ``.npz`` with an array [N, ...] for each input, by name.
+        ranks: How many dimensions each input has. An array of one more is of an input without a batch, such as a state,
+            and is given without one.
+    """
+
+    def __init__(self, path: Path, ranks: dict[str, int]) -> None:
         with np.load(path, allow_pickle=False) as arrays:
-            self.inputs = {name: arrays[name] for name in arrays.files}
+            self.inputs = {name: arrays[name] for name in ranks}
+        self._ranks = ranks
         self._pending = iter(self)
 
     def __iter__(self) -> Iterator[Feeds]:
@@ -78,7 +103,8 @@ class Samples:
         return len(next(iter(self.inputs.values())))
 
     def __getitem__(self, row: int) -> Feeds:
-        return {name: x[row : row + 1] for name, x in self.inputs.items()}
+        rows = {name: x[row : row + 1] for name, x in self.inputs.items()}
+        return {name: x[0] if x.ndim > self._ranks[name] else x for name, x in rows.items()}
 
     def get_next(self) -> Feeds | None:
         """Return the next sample; None after the last."""
@@ -109,11 +135,14 @@ def prepare(model: Path, work: Path) -> Path:
 
 
 def onnxruntime(model: Path, samples: Samples, result: Path, work: Path, setting: str) -> None:
-    """Quantize with ``quantize_static``, after the pre-processing that it asks for."""
+    """Quantize with ``quantize_static``, or ``quantize_dynamic``, after the pre-processing that they ask for."""
     import onnx
-    from onnxruntime.quantization import QuantType, quantize_static
+    from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 
     prepared, options = prepare(model, work), dict(SETTINGS["ONNX Runtime"][setting])
+    if setting == DYNAMIC:
+        quantize_dynamic(str(prepared), str(result), **options)
+        return
     if setting != DEFAULT:
         options["nodes_to_exclude"] = arithmetic_on_inputs(prepared)
     if options.pop("float_outputs", False):
@@ -139,6 +168,8 @@ def nncf(model: Path, samples: Samples, result: Path, work: Path, setting: str) 
     if SETTINGS["NNCF"][setting].get("minmax"):
         options["preset"] = nncf.QuantizationPreset.MIXED
         options["ignored_scope"] = nncf.IgnoredScope(names=arithmetic_on_inputs(prepared))
+        if has_attention(model):
+            options["model_type"] = nncf.ModelType.TRANSFORMER
         options["advanced_parameters"] = advanced.AdvancedQuantizationParameters(
             overflow_fix=advanced.OverflowFix.ENABLE,
             disable_bias_correction=True,
@@ -146,6 +177,34 @@ def nncf(model: Path, samples: Samples, result: Path, work: Path, setting: str) 
         )
     found = nncf.quantize(onnx.load(str(prepared)), nncf.Dataset(samples), subset_size=len(samples), **options)
     onnx.save(found, str(result))
+
+
+def nncf_in_openvino(model: Path, samples: Samples, result: Path, _work: Path, setting: str) -> None:
+    """Quantize with NNCF's OpenVINO backend, for OpenVINO."""
+    with no_telemetry():
+        import nncf
+        import openvino
+        from nncf.quantization import advanced_parameters as advanced
+
+    network, options = openvino.Core().read_model(str(model)), {}
+    if SETTINGS[IN_OPENVINO][setting].get("overflow_fix"):
+        options["preset"] = nncf.QuantizationPreset.MIXED
+        options["advanced_parameters"] = advanced.AdvancedQuantizationParameters(
+            overflow_fix=advanced.OverflowFix.ENABLE
+        )
+        if has_attention(model):
+            options["model_type"] = nncf.ModelType.TRANSFORMER
+    found = nncf.quantize(network, nncf.Dataset(samples), subset_size=len(samples), **options)
+    openvino.save_model(found, str(result), compress_to_fp16=False)
+
+
+def has_attention(model: Path) -> bool:
+    """Return whether a Softmax weighs what a product of matrices then sums, as in a transformer."""
+    import onnx
+
+    graph = onnx.load(str(model), load_external_data=False).graph
+    weighed = {name for node in graph.node if node.op_type == "Softmax" for name in node.output}
+    return any(node.op_type == "MatMul" and node.input[0] in weighed for node in graph.node)
 
 
 def olive(model: Path, samples: Samples, result: Path, work: Path, setting: str) -> None:
@@ -185,7 +244,7 @@ def modelopt(model: Path, samples: Samples, result: Path, _work: Path, setting: 
 
 
 QUANTIZERS: dict[str, Callable[..., None]] = {
-    "ONNX Runtime": onnxruntime, "NNCF": nncf, "Olive": olive, "ModelOpt": modelopt,
+    "ONNX Runtime": onnxruntime, "NNCF": nncf, IN_OPENVINO: nncf_in_openvino, "Olive": olive, "ModelOpt": modelopt,
 }  # fmt: skip
 
 
@@ -193,7 +252,7 @@ def main() -> None:
     """Quantize, and write what it cost beside the result."""
     peer, setting = sys.argv[1:3]
     model, path, result = map(Path, sys.argv[3:])
-    samples = Samples(path)
+    samples = Samples(path, input_ranks(model))
     with tempfile.TemporaryDirectory() as work:
         start = time.perf_counter()
         QUANTIZERS[peer](model, samples, result, Path(work), setting)
