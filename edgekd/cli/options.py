@@ -106,6 +106,7 @@ class _BuildArguments:
     test: Path | None
     taps: tuple[str, ...]
     states: tuple[str, ...]
+    fixed: tuple[str, ...]
     kind: Kind | None
     threshold: float | None
     targets: tuple[str, ...]
@@ -175,6 +176,8 @@ def build_options(command: CommandFunction) -> CommandFunction:
         click.option("--state", "states", multiple=True, metavar="IN=OUT",
                      help="With --model: an input that is a state, and the output that holds it after a step; 'none' "
                      "where there is none [default: found by sizes and names]. Repeatable."),
+        click.option("--fix", "fixed", multiple=True, metavar="INPUT=NUMBER",
+                     help="With --model: an input that never changes, such as a sampling rate. Repeatable."),
         click.option("--kind", type=click.Choice(KINDS),
                      help="With --model: what its output is [default: auto, by labels and values]."),
         click.option("--threshold", type=float, metavar="NUMBER",
@@ -208,6 +211,7 @@ def _refuse_without_model(options: _BuildArguments) -> None:
         "--test": options.test,
         "--tap": options.taps or None,
         "--state": options.states or None,
+        "--fix": options.fixed or None,
         "--kind": options.kind,
         "--threshold": options.threshold,
         "--output NAME=KIND": options.named_outputs or None,
@@ -236,10 +240,22 @@ def _model_recipe(options: _BuildArguments, model: Path) -> Recipe:
         taps=taps,
         outputs=dict(options.named_outputs),
         states="none" if none else states or "auto",
+        fix={name: _number(name, text) for name, text in _pairs("--fix", options.fixed, "INPUT=NUMBER").items()},
         kind=options.kind or "auto",
         threshold=options.threshold,
     )
     return model_recipe(config, options.overrides)
+
+
+def _number(name: str, text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise click.UsageError(f"--fix {name}={text}: write it as INPUT=NUMBER") from None
 
 
 def _pairs(option: str, values: tuple[str, ...], form: str) -> dict[str, str]:

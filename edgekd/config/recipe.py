@@ -114,6 +114,13 @@ class ModelConfig(_Config, frozen=True):
             "'none' where there is none. By default they are found by type, sizes and names, such as h and hn."
         ),
     ] = "auto"
+    fix: Annotated[
+        dict[str, int | float],
+        Meta(
+            description="Inputs that never change, such as a sampling rate, and the number that each is: they become "
+            "constants of the engine, and branches that they decide are folded."
+        ),
+    ] = {}
     kind: Annotated[Kind, Meta(description="What the output is, of a network that has one: in place of outputs.")] = (
         "auto"
     )

@@ -107,7 +107,7 @@ def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
 
     def run(folder: Path, report: StageReporter) -> ImportedModel:
         only = OutputConfig(kind=config.kind, threshold=config.threshold)
-        source = OnnxSource(model, calibration, test, config.taps, config.asked, only, config.state_pairs)
+        source = OnnxSource(model, calibration, test, config.taps, config.asked, only, config.state_pairs, config.fix)
         imported = import_onnx(source, folder, report, recipe.seed)
         for samples, name in ((TEST, PROBE), (VALIDATION, validation_probe(NETWORK))):
             outputs = run_on_host(folder / onnx_name(NETWORK), folder / samples)
@@ -124,6 +124,7 @@ def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
         "kind": config.kind,
         "threshold": config.threshold,
         "states": config.states,
+        "fix": config.fix,
         "seed": recipe.seed,
     }
     return ImportedOrigin(model.stem, runner(IMPORT, config=settings, inputs=inputs, run=run))
