@@ -105,6 +105,8 @@ class _BuildArguments:
     calibration: Path | None
     test: Path | None
     taps: tuple[str, ...]
+    states: tuple[str, ...]
+    fixed: tuple[str, ...]
     kind: Kind | None
     threshold: float | None
     targets: tuple[str, ...]
@@ -171,6 +173,11 @@ def build_options(command: CommandFunction) -> CommandFunction:
                      help="With --model: the samples of the gate [default: half of --calibration]."),
         click.option("--tap", "taps", multiple=True, metavar="NAME=TENSOR",
                      help="With --model: the tensor that is a modality's embedding [default: found]. Repeatable."),
+        click.option("--state", "states", multiple=True, metavar="IN=OUT",
+                     help="With --model: an input that is a state, and the output that holds it after a step; 'none' "
+                     "where there is none [default: found by sizes and names]. Repeatable."),
+        click.option("--fix", "fixed", multiple=True, metavar="INPUT=NUMBER",
+                     help="With --model: an input that never changes, such as a sampling rate. Repeatable."),
         click.option("--kind", type=click.Choice(KINDS),
                      help="With --model: what its output is [default: auto, by labels and values]."),
         click.option("--threshold", type=float, metavar="NUMBER",
@@ -203,6 +210,8 @@ def _refuse_without_model(options: _BuildArguments) -> None:
         "--calibration": options.calibration,
         "--test": options.test,
         "--tap": options.taps or None,
+        "--state": options.states or None,
+        "--fix": options.fixed or None,
         "--kind": options.kind,
         "--threshold": options.threshold,
         "--output NAME=KIND": options.named_outputs or None,
@@ -220,11 +229,9 @@ def _model_recipe(options: _BuildArguments, model: Path) -> Recipe:
         raise click.UsageError("give --model or --recipe, not both; a recipe can name a model in its [model] section")
     if options.calibration is None:
         raise click.UsageError("--model needs --calibration: an .npz of real samples to quantize with")
-    pairs = [tap.partition("=") for tap in options.taps]
-    for name, equals, tensor in pairs:
-        if not (name and equals and tensor):
-            raise click.UsageError(f"--tap {name}{equals}{tensor}: write it as NAME=TENSOR")
-    taps = {name: tensor for name, _, tensor in pairs}
+    taps = _pairs("--tap", options.taps, "NAME=TENSOR")
+    none = options.states == ("none",)
+    states = _pairs("--state", () if none else options.states, "IN=OUT, or --state none alone")
     calibration, test = str(options.calibration), str(options.test or "")
     config = ModelConfig(
         path=str(model),
@@ -232,10 +239,32 @@ def _model_recipe(options: _BuildArguments, model: Path) -> Recipe:
         test=test,
         taps=taps,
         outputs=dict(options.named_outputs),
+        states="none" if none else states or "auto",
+        fix={name: _number(name, text) for name, text in _pairs("--fix", options.fixed, "INPUT=NUMBER").items()},
         kind=options.kind or "auto",
         threshold=options.threshold,
     )
     return model_recipe(config, options.overrides)
+
+
+def _number(name: str, text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise click.UsageError(f"--fix {name}={text}: write it as INPUT=NUMBER") from None
+
+
+def _pairs(option: str, values: tuple[str, ...], form: str) -> dict[str, str]:
+    """Return the values of an option by the names before their first "="."""
+    parts = [value.partition("=") for value in values]
+    for name, equals, tensor in parts:
+        if not (name and equals and tensor):
+            raise click.UsageError(f"{option} {name}{equals}{tensor}: write it as {form}")
+    return {name: tensor for name, _, tensor in parts}
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,20 @@ class ModelConfig(_Config, frozen=True):
             "table. By default all outputs of floats, each of the kind that its values look like."
         ),
     ] = {}
+    states: Annotated[
+        dict[str, str] | Literal["auto", "none"],
+        Meta(
+            description="For each input that is a state the output that holds it after a step, to be fed at the next; "
+            "'none' where there is none. By default they are found by type, sizes and names, such as h and hn."
+        ),
+    ] = "auto"
+    fix: Annotated[
+        dict[str, int | float],
+        Meta(
+            description="Inputs that never change, such as a sampling rate, and the number that each is: they become "
+            "constants of the engine, and branches that they decide are folded."
+        ),
+    ] = {}
     kind: Annotated[Kind, Meta(description="What the output is, of a network that has one: in place of outputs.")] = (
         "auto"
     )
@@ -118,6 +132,13 @@ class ModelConfig(_Config, frozen=True):
     def __post_init__(self) -> None:
         if self.outputs and (self.kind != "auto" or self.threshold is not None):
             raise ValueError("model.kind and model.threshold are of the only output: leave them out beside outputs")
+
+    @property
+    def state_pairs(self) -> dict[str, str] | None:
+        """For each input that is a state the output that holds it after a step; None to find them."""
+        if isinstance(self.states, dict):
+            return self.states
+        return {} if self.states == "none" else None
 
     @property
     def asked(self) -> dict[str, OutputConfig]:

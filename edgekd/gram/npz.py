@@ -46,6 +46,10 @@ EMBEDDING_PREFIX = "embedding."
 #: Beside ``input.image``, ``present.image`` says of each sample whether it has that modality, where some lack it.
 PRESENT_PREFIX = "present."
 
+#: In an ``.npz`` of samples that are steps of sequences, ``carried.h`` is the name of the output that holds the input
+#: ``h`` after a step; ``groups`` says which sequence each sample is a step of.
+CARRIED_PREFIX = "carried."
+
 _SUFFIX = ".npy"
 
 #: What zipfile, its decompressors and numpy's reader of headers raise on a damaged or foreign file.

@@ -40,7 +40,7 @@ def _describe(imported: ImportedModel) -> str:
 
 
 IMPORT: StageSpec[ImportedModel] = StageSpec(
-    "import", 6, ImportedModel, LIBRARIES, "read a trained ONNX model and its samples", _describe
+    "import", 7, ImportedModel, LIBRARIES, "read a trained ONNX model and its samples", _describe
 )
 
 
@@ -75,7 +75,7 @@ class ImportedOrigin:
     def metric(self) -> Metric:
         """The accuracy of the first output of classes: labels are of that one."""
         facts = self.exported.result.facts
-        named = next(iter(facts.classes)) if len(facts.outputs) > 1 else None
+        named = next(iter(facts.classes)) if len(facts.outputs) + len(facts.states) > 1 else None
         accuracy = default_metric({"": OutputKind()})
         assert accuracy is not None
         if named is None:
@@ -107,7 +107,7 @@ def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
 
     def run(folder: Path, report: StageReporter) -> ImportedModel:
         only = OutputConfig(kind=config.kind, threshold=config.threshold)
-        source = OnnxSource(model, calibration, test, config.taps, config.asked, only)
+        source = OnnxSource(model, calibration, test, config.taps, config.asked, only, config.state_pairs, config.fix)
         imported = import_onnx(source, folder, report, recipe.seed)
         for samples, name in ((TEST, PROBE), (VALIDATION, validation_probe(NETWORK))):
             outputs = run_on_host(folder / onnx_name(NETWORK), folder / samples)
@@ -123,6 +123,8 @@ def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
         "outputs": msgspec.to_builtins(config.asked),
         "kind": config.kind,
         "threshold": config.threshold,
+        "states": config.states,
+        "fix": config.fix,
         "seed": recipe.seed,
     }
     return ImportedOrigin(model.stem, runner(IMPORT, config=settings, inputs=inputs, run=run))

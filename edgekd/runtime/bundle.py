@@ -29,7 +29,9 @@ from edgekd.runtime.manifest import (
     read_file,
     read_manifest,
 )
+from edgekd.runtime.sequences import run_feeds, sequences_of
 from edgekd.runtime.session import read_arrays, run_rows
+from edgekd.runtime.stream import Initial, Stream
 from edgekd.runtime.verification import Verification, compare_reference
 
 if TYPE_CHECKING:
@@ -157,6 +159,7 @@ class Bundle:
         self.runtime = runtime
         self._threads = threads
         self._session = self._open(variant)
+        self._initial = Initial(manifest, self._session.inputs)
         self._check_finite = FiniteCheck(self._session.inputs if check_finite else ())
 
     @property
@@ -181,6 +184,9 @@ class Bundle:
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Run the engine: inputs by name, a row a sample, become outputs by name.
 
+        A state that is left out of ``feeds`` is zero, as before the first step of a sequence; the outputs hold it as it
+        is after the step. :meth:`stream` carries it.
+
         Any number of threads may call it: an engine of ONNX Runtime runs in all of them at once, others in one at a
         time.
 
@@ -188,16 +194,36 @@ class Bundle:
             ModelError: the feeds do not fit :attr:`inputs`, or are not finite; it says what was expected.
         """
         self._check_finite(feeds)
-        return self._session.run(feeds)
+        return self._session.run(self._initial.begin(feeds) if self._initial.states else feeds)
 
-    def run_all(self, feeds: Feeds) -> dict[str, Array]:
+    def stream(self) -> Stream:
+        """Return a new sequence of an engine with states: its ``run`` carries them from step to step.
+
+        Raises:
+            ModelError: the engine has no state, so that every sample is by itself; use :meth:`run`.
+        """
+        if not self._initial.states:
+            raise ModelError(f"{self.folder}: the engine has no state to carry, every sample is by itself; use run()")
+        return Stream(self, self._initial)
+
+    def run_all(self, feeds: Feeds, groups: Array | None = None) -> dict[str, Array]:
         """Run any number of samples, some at a time, and return all rows of every output.
+
+        Args:
+            feeds: The inputs by name. Where states are left out, samples are the steps of sequences, in their order.
+            groups: The sequence that each sample is a step of [N], where states are left out; None for one sequence.
 
         Raises:
             ModelError: as of :meth:`run`.
         """
         self._check_finite(feeds)
-        return run_rows(self._session, feeds, _BATCH)
+        carried = {name: output for name, output in self._initial.states.items() if name not in feeds}
+        if not carried:
+            return run_rows(self._session, feeds, _BATCH)
+        rows = len(next(iter(feeds.values())))
+        one = self._initial.begin({name: array[:1] for name, array in feeds.items()})
+        begin = {name: np.broadcast_to(one[name], (rows, *one[name].shape[1:])) for name in carried}
+        return run_feeds(self._session, {**feeds, **begin}, sequences_of(carried, groups, rows), 1)
 
     def predict(self, feeds: Feeds) -> list[str]:
         """Return each sample's most likely class by name, by the engine's first output of classes.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, get_args
 
 from edgekd import __version__
@@ -13,6 +13,7 @@ from edgekd.runtime.backends.registry import ORT
 from edgekd.runtime.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
+    STATE,
     TAP,
     Manifest,
     Variant,
@@ -50,6 +51,7 @@ class BundleFacts:
         reasons: The reasons for a verdict other than "pass".
         versions: The versions of the libraries that built it.
         measurements: Numbers about the engine.
+        states: For each input that is a state the output that holds it after a step.
     """
 
     target: str
@@ -64,6 +66,12 @@ class BundleFacts:
     reasons: list[str]
     versions: dict[str, str]
     measurements: JsonObject
+    states: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def given(self) -> list[str]:
+        """The names of the outputs of both engines: the network's answers, and its states."""
+        return list(dict.fromkeys([*self.outputs, *self.states.values()]))
 
 
 def write_bundle(folder: Path, facts: BundleFacts) -> None:
@@ -92,6 +100,7 @@ def write_bundle(folder: Path, facts: BundleFacts) -> None:
         task=facts.task,
         inputs=facts.inputs,
         outputs=_outputs(folder, facts),
+        states=[{"input": name, "output": output, "initial": "zeros"} for name, output in facts.states.items()],
         versions=facts.versions,
         measurements=null_not_finite(facts.measurements),
         files={name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for name, path in files.items()},
@@ -116,7 +125,7 @@ def _outputs(folder: Path, facts: BundleFacts) -> list[JsonObject]:
         path = folder / f"{variant}.onnx"
         with ORT.open(path) as session:
             _check_inputs(path, session, facts.inputs)
-            _check_outputs(path, [spec.name for spec in session.outputs], list(facts.outputs), variant)
+            _check_outputs(path, [spec.name for spec in session.outputs], facts.given, variant)
             for spec in session.outputs:
                 variants.setdefault(spec.name, []).append(variant)
                 outputs[spec.name] = {"name": spec.name, "dtype": spec.dtype, "shape": _batched(spec.shape)}
@@ -124,14 +133,14 @@ def _outputs(folder: Path, facts: BundleFacts) -> list[JsonObject]:
         width = outputs[name]["shape"][facts.outputs[name].class_axis or -1]
         if classes and isinstance(width, int) and width != len(classes):
             raise BundleError(f"{folder}: '{name}' has {width} scores, but {len(classes)} classes were named")
-    ordered = {name: outputs[name] for name in (*facts.outputs, *outputs)}
+    ordered = {name: outputs[name] for name in (*facts.given, *outputs)}
     return [{**output, "variants": variants[name], **_meaning(facts, name)} for name, output in ordered.items()]
 
 
 def _meaning(facts: BundleFacts, name: str) -> JsonObject:
     kind = facts.outputs.get(name)
     return {
-        "kind": kind.name if kind else TAP,
+        "kind": kind.name if kind else STATE if name in facts.states.values() else TAP,
         "probabilities": bool(kind and kind.probabilities),
         "threshold": kind.threshold if kind else None,
         "blank": kind.blank if kind else None,

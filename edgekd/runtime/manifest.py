@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: "deploy" has the network's answers only, "probe" the embeddings too.
 Variant = Literal["deploy", "probe"]
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
 #: The branch of each node of the graph; bundles from before version 3 of their stage have no such file.
@@ -50,6 +50,7 @@ class Manifest:
     task: JsonObject
     inputs: list[JsonObject]
     outputs: list[JsonObject]
+    states: list[JsonObject]
     versions: dict[str, str]
     measurements: JsonObject
     files: dict[str, JsonObject]
@@ -59,9 +60,18 @@ class Manifest:
 TAP = "tap"
 
 
+#: The kind of an output that is the state of a sequence after a step, and is fed again at the next.
+STATE = "state"
+
+
 def answers_in(manifest: Manifest) -> dict[str, JsonObject]:
-    """Return what the manifest says of each output that is an answer of the network, by name, in order."""
+    """Return what the manifest says of each output but the embeddings of modalities, by name, in order."""
     return {entry["name"]: entry for entry in manifest.outputs if entry["kind"] != TAP}
+
+
+def states_in(manifest: Manifest) -> dict[str, str]:
+    """Return for each input that is a state the output that holds it after a step; it begins at zero."""
+    return {entry["input"]: entry["output"] for entry in manifest.states}
 
 
 _TYPES = {name: get_origin(hint) or hint for name, hint in get_type_hints(Manifest).items()}

@@ -25,6 +25,7 @@ _OUTPUT: dict[str, _Types] = {
     "blank": (int, type(None)),
     "classes": list,
 }
+_STATE: dict[str, _Types] = {"input": str, "output": str, "initial": str}
 _FILE: dict[str, _Types] = {"sha256": str, "bytes": int}
 
 
@@ -50,8 +51,20 @@ def check_values(content: JsonObject, where: str) -> None:
     for index, entry in enumerate(content["outputs"]):
         for field in ("variants", "classes"):
             _check_strings(enumerate(entry[field]), f"{where}: outputs.{index}.{field}")
+    _check_states(content, where)
     for name, entry in content["files"].items():
         _check_entry(entry, _FILE, f"{where}: files.{name}")
+
+
+def _check_states(content: JsonObject, where: str) -> None:
+    for index, entry in enumerate(content["states"]):
+        _check_entry(entry, _STATE, f"{where}: states.{index}")
+        for field, listed in (("input", "inputs"), ("output", "outputs")):
+            names = [tensor["name"] for tensor in content[listed]]
+            if entry[field] not in names:
+                raise BundleError(f"{where}: states.{index}.{field} '{entry[field]}' is none of the {listed}")
+        if entry["initial"] != "zeros":
+            raise BundleError(f"{where}: states.{index}.initial must be 'zeros', not '{entry['initial']}'")
 
 
 def _check_strings(items: Iterable[tuple[object, object]], where: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from edgekd.errors import BundleError
 from edgekd.gram.output_kind import OutputKind, OutputName
 from edgekd.runtime.bundle import load
-from edgekd.runtime.manifest import answers_in
+from edgekd.runtime.manifest import STATE, answers_in, states_in
 from edgekd.runtime.sample_file import read_samples
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def predict(
     """Run a bundle on the samples of an ``.npz``, and say what it says of them.
 
     The file has an array for each input, called ``image`` or ``input.image``: a row for each sample, or one sample
-    without the dimension of the batch. Names of the samples may be in it as ``ids``.
+    without the dimension of the batch. Names of the samples may be in it as ``ids``. Where it lacks a state, samples
+    are the steps of a sequence, in their order; of several, where ``groups`` says which each is a step of.
 
     Args:
         bundle: The bundle's folder.
@@ -100,8 +101,8 @@ def predict(
     variant: Variant = "probe" if embeddings else "deploy"
     with load(bundle, variant=variant, threads=threads, runtime=runtime, allow_rejected=allow_rejected) as opened:
         preprocessing = {str(given["name"]): str(given["preprocessing"]) for given in opened.manifest.inputs}
-        read = read_samples(Path(samples), opened.inputs, preprocessing)
-        outputs = opened.run_all(read.feeds)
+        read = read_samples(Path(samples), opened.inputs, preprocessing, states_in(opened.manifest))
+        outputs = opened.run_all(read.feeds, read.groups)
         meanings = output_meanings(opened.manifest)
     rows = range(len(read.ids))
     answers = tuple(
@@ -114,6 +115,8 @@ def output_meanings(manifest: Manifest) -> dict[str, Meaning]:
     """Return what each of a network's answers means, by its name, as a bundle states it."""
     meanings = {}
     for name, stated in answers_in(manifest).items():
+        if stated["kind"] == STATE:  # what is carried says nothing to a user
+            continue
         if stated["kind"] not in get_args(OutputName):
             raise BundleError(
                 f"the manifest's output '{name}' is of a kind that this edgekd does not know: {stated['kind']}"

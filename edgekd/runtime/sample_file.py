@@ -12,7 +12,7 @@ from edgekd.gram.npz import INPUT_PREFIX, OUTPUT_PREFIX
 from edgekd.runtime.session import open_arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from edgekd.runtime.session import Array, TensorSpec
@@ -33,14 +33,18 @@ class SampleFile:
         feeds: The inputs by name, a row for each sample.
         ids: Names of the samples.
         notes: What was done to them, in sentences.
+        groups: The sequence that each sample is a step of [N]; None where the file does not say.
     """
 
     feeds: dict[str, Array]
     ids: tuple[str, ...]
     notes: tuple[str, ...]
+    groups: Array | None = None
 
 
-def read_samples(path: Path, specs: Sequence[TensorSpec], preprocessing: Mapping[str, str]) -> SampleFile:
+def read_samples(
+    path: Path, specs: Sequence[TensorSpec], preprocessing: Mapping[str, str], states: Collection[str] = ()
+) -> SampleFile:
     """Read samples for a bundle.
 
     A lone ``.npy`` is taken for the input of a bundle that has only one. Numbers of another type are converted where
@@ -50,11 +54,14 @@ def read_samples(path: Path, specs: Sequence[TensorSpec], preprocessing: Mapping
         path: An ``.npz`` with an array for each input, called ``NAME`` or ``input.NAME``.
         specs: The bundle's inputs.
         preprocessing: For inputs how a raw sample becomes them, in words.
+        states: Inputs that the file may lack: then samples are steps of sequences.
 
     Raises:
         ModelError: It is no such file, does not fit, or is not finite; the message says what was expected.
     """
-    arrays = _read(path, specs, preprocessing)
+    always = [spec for spec in specs if spec.name not in states]
+    arrays = _read(path, always, preprocessing)
+    specs = [spec for spec in specs if spec in always or {spec.name, INPUT_PREFIX + spec.name} & arrays.keys()]
     notes: list[str] = []
     inputs = _named(path, arrays, specs, notes)
     for spec in specs:
@@ -70,8 +77,15 @@ def read_samples(path: Path, specs: Sequence[TensorSpec], preprocessing: Mapping
     _require_finite(path, inputs)
     ids = arrays.get("ids")
     named = ids is not None and ids.shape == (count,)
+    groups = arrays.get("groups")
+    if carried := [name for name in states if name not in inputs]:
+        groups = groups if groups is not None and groups.shape == (count,) else None
+        what = "one sequence" if groups is None else f"{len(np.unique(groups))} sequences, which 'groups' names"
+        notes.append(
+            f"The samples were run as the steps of {what}, in their order: {', '.join(carried)} began at zero."
+        )
     return SampleFile(
-        inputs, tuple(map(str, ids.tolist() if named and ids is not None else range(count))), tuple(notes)
+        inputs, tuple(map(str, ids.tolist() if named and ids is not None else range(count))), tuple(notes), groups
     )
 
 

@@ -50,6 +50,8 @@ class TaskFacts:
         stand_ins: For each modality the inputs that take a number while it is absent: ids and bytes, which have no
             mean, and its mask. Floats take their mean where they are not named here.
         own_same: Whether the task itself says which answers are the same.
+        states: For each input that is a state the output that holds it after a step; such an output is judged only
+            where it is among ``outputs``.
     """
 
     metric: str
@@ -60,6 +62,7 @@ class TaskFacts:
     modalities: list[str] = field(default_factory=list)
     stand_ins: dict[str, dict[str, float]] = field(default_factory=dict)
     own_same: bool = False
+    states: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

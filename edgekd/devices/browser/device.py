@@ -17,7 +17,8 @@ from edgekd.devices.interleave import profile_interleaved
 from edgekd.errors import DeviceError, ModelError, TargetError
 from edgekd.runtime.feeds import FeedCheck, read_feeds
 from edgekd.runtime.measure.machine import cpu_model, machine_facts
-from edgekd.runtime.session import TensorSpec, run_rows, write_arrays
+from edgekd.runtime.sequences import run_samples
+from edgekd.runtime.session import TensorSpec, write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -104,7 +105,7 @@ class BrowserDevice:
     ) -> None:
         """Run every row of ``inputs`` through an engine; see :class:`~edgekd.devices.base.Device`."""
         with self._open(engine, runtime, threads) as session:
-            write_arrays(outputs, run_rows(session, read_feeds(inputs, session.inputs), _BATCH))
+            write_arrays(outputs, run_samples(session, inputs, _BATCH))
 
     def profile(
         self,

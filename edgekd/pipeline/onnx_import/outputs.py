@@ -52,6 +52,7 @@ def choose_outputs(
     samples: NpzSamples,
     data: Sequence[str],
     notes: list[str],
+    states: Collection[str] = (),
 ) -> Outputs:
     """Choose outputs and taps; where batches give wrong results, fix the model to one sample at a time, in place.
 
@@ -62,6 +63,7 @@ def choose_outputs(
         samples: Samples to run the model with.
         data: Inputs that are modalities, in case the taps have to be found.
         notes: Sentences for the user on what was chosen are added here.
+        states: Outputs that are states, which the engine gives whatever else was named; they are last, and no taps.
 
     Raises:
         ModelError: No output is a float tensor, or the model cannot be run.
@@ -71,8 +73,9 @@ def choose_outputs(
     for name in named:
         if name not in numbers:
             raise TaskError(f"the model has no output of numbers '{name}'{nearest(name, numbers)}")
-    answers = tuple(named) or tuple(floats)
-    if not answers:
+    judged = tuple(named) or tuple(name for name in floats if name not in states)
+    answers = (*judged, *(name for name in states if name not in named))
+    if not judged:
         raise ModelError(
             "no output of the model is a float tensor, so there is nothing to compare; export its scores, or name the "
             "outputs of integers that matter: --output NAME=custom"
@@ -82,7 +85,7 @@ def choose_outputs(
             raise TaskError(f"the model's output '{name}' has a name that edgekd has a use for; export it with another")
     chosen = dict(taps)
     if not taps:
-        chosen, how = _find_taps(model, floats or answers, samples, data)
+        chosen, how = _find_taps(model, [name for name in floats if name not in states] or judged, samples, data)
         notes.append(how)
     left = [value.name for value in model.graph.output if value.name not in (*answers, *taps.values())]
     if left:

@@ -71,7 +71,7 @@ def read_model(path: Path, keep: Collection[str] = ()) -> ModelProto:
     model.ir_version = max(model.ir_version, _IR_VERSION)
     _require_known_operators(model, path)
     if any(node.op_type in CONTROL_FLOW for node in model.graph.node):
-        model = _folded(model, keep)
+        model = fold(model, keep)
     model = _converted(model, path)
     _lift_constants(model.graph)
     return model
@@ -188,7 +188,7 @@ def _require_known_operators(model: ModelProto, path: Path) -> None:
         ) from error
 
 
-def _folded(model: ModelProto, keep: Collection[str]) -> ModelProto:
+def fold(model: ModelProto, keep: Collection[str]) -> ModelProto:
     """Return the model after ONNX Runtime's basic optimisations, which fold what depends on constants alone."""
     onnx, ort = need("onnx", "build"), need("onnxruntime", "build")
     outputs = [output.name for output in model.graph.output]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgekd.errors import ModelError, nearest
-from edgekd.gram.npz import INPUT_PREFIX
+from edgekd.gram.npz import CARRIED_PREFIX, INPUT_PREFIX
+from edgekd.pipeline.onnx_import.states import state_shape
 from edgekd.runtime.session import open_arrays, write_arrays
 from edgekd.stages.labels import UNLABELLED
 
@@ -35,6 +37,8 @@ class NpzSamples:
         labels: Classes [N], :data:`UNLABELLED` for a sample without one; None where no sample has one.
         groups: Subject, clip or the like that each sample belongs to [N]; None where all are independent.
         ignored: Names of arrays of the file that the model has no input for.
+        carried: For each state that the file does not give, and that begins at zero with each group, the output that
+            holds it after a step. The samples of a group are the steps of a sequence, in their order.
     """
 
     inputs: Mapping[str, Array]
@@ -42,12 +46,14 @@ class NpzSamples:
     labels: Array | None
     groups: Array | None
     ignored: tuple[str, ...] = ()
+    carried: Mapping[str, str] = field(default_factory=dict)
 
     def take(self, rows: Array) -> NpzSamples:
         """Return the samples of these rows."""
         labels = None if self.labels is None else _any_labels(self.labels[rows])
         groups = None if self.groups is None else self.groups[rows]
-        return NpzSamples({name: x[rows] for name, x in self.inputs.items()}, self.ids[rows], labels, groups)
+        inputs = {name: x[rows] for name, x in self.inputs.items()}
+        return NpzSamples(inputs, self.ids[rows], labels, groups, carried=self.carried)
 
     def without_labels(self) -> NpzSamples:
         """Return the same samples without labels."""
@@ -61,10 +67,13 @@ class NpzSamples:
         """Write the samples as every later stage reads them."""
         extras = {"ids": self.ids, "labels": self.labels, "groups": self.groups}
         inputs = {INPUT_PREFIX + name: x for name, x in self.inputs.items()}
-        write_arrays(path, {**{key: array for key, array in extras.items() if array is not None}, **inputs})
+        carried = {CARRIED_PREFIX + name: np.array(output) for name, output in self.carried.items()}
+        write_arrays(path, {**{key: array for key, array in extras.items() if array is not None}, **inputs, **carried})
 
 
-def read_samples(path: Path, specs: Sequence[TensorSpec], states: Sequence[str]) -> NpzSamples:
+def read_samples(
+    path: Path, specs: Sequence[TensorSpec], states: Sequence[str], pairs: Mapping[str, str] = MappingProxyType({})
+) -> NpzSamples:
     """Read samples from an ``.npz``.
 
     Args:
@@ -73,15 +82,21 @@ def read_samples(path: Path, specs: Sequence[TensorSpec], states: Sequence[str])
         specs: Inputs of the graph, as the graph states them. An array has the input's rank, its first dimension being
             the batch; or one dimension more, where the graph takes one sample at a time without a batch dimension.
         states: Inputs that look like a state, for the error that says that one is missing.
+        pairs: For inputs that are states the outputs that hold them after a step. One without an array begins at zero.
 
     Raises:
         ModelError: The file is no ``.npz``, lacks an input or has fewer than two samples; or an array has another type
-            or shape than its input, is not finite, or has another number of samples than the others.
+            or shape than its input, is not finite, or has another number of samples than the others. Or a state is
+            carried, and there are no ``groups`` that say in which sequence.
     """
     with open_arrays(path) as arrays:
-        keys = {spec.name: _key(path, spec, arrays, spec.name in states) for spec in specs}
+        carried = {
+            name: output for name, output in pairs.items() if name not in arrays and INPUT_PREFIX + name not in arrays
+        }
+        given = [spec for spec in specs if spec.name not in carried]
+        keys = {spec.name: _key(path, spec, arrays, spec.name in states) for spec in given}
         extras = [key for key in _EXTRAS if key in arrays and key not in keys.values()]
-        inputs = {spec.name: _fitting(path, spec, arrays[keys[spec.name]]) for spec in specs}
+        inputs = {spec.name: _fitting(path, spec, arrays[keys[spec.name]]) for spec in given}
         extra = {key: arrays[key] for key in extras}
         ignored = tuple(sorted(set(arrays).difference(keys.values(), extras)))
     labels = _labels(path, extra.get("labels"))
@@ -96,7 +111,16 @@ def read_samples(path: Path, specs: Sequence[TensorSpec], states: Sequence[str])
     ids = extra.get("ids", np.arange(count)).astype(str)
     if len(np.unique(ids)) < count:
         raise ModelError(f"{path}: 'ids' names some samples alike; give each a name of its own")
-    return NpzSamples(inputs, ids, labels, extra.get("groups"), ignored)
+    if carried and "groups" not in extra:
+        raise ModelError(
+            f"{path}: the model carries a state, {', '.join(carried)}, so samples are the steps of sequences; add "
+            "'groups', the sequence that each sample is a step of, in their order, e.g. np.repeat(np.arange(20), 100) "
+            f"of 20 recordings of 100 steps; or give {', '.join(carried)} before each sample"
+        )
+    inputs |= {
+        spec.name: np.zeros((count, *state_shape(path, spec)), spec.dtype) for spec in specs if spec.name in carried
+    }
+    return NpzSamples(inputs, ids, labels, extra.get("groups"), ignored, carried)
 
 
 def _key(path: Path, spec: TensorSpec, arrays: Mapping[str, Array], is_state: bool) -> str:

@@ -11,6 +11,8 @@ from edgekd.compress.graph import save
 from edgekd.config.recipe import OutputConfig
 from edgekd.errors import ModelError
 from edgekd.files import need
+from edgekd.gram.npz import INPUT_PREFIX
+from edgekd.pipeline.onnx_import.fixed import fix_inputs, fixed_values, require_fixed, settle_branches
 from edgekd.pipeline.onnx_import.graph import keep_tensors
 from edgekd.pipeline.onnx_import.inputs import batch_inputs, input_specs, states, unbatched
 from edgekd.pipeline.onnx_import.kind import settle_kinds
@@ -18,6 +20,7 @@ from edgekd.pipeline.onnx_import.observe import observe
 from edgekd.pipeline.onnx_import.outputs import choose_outputs, write_outputs
 from edgekd.pipeline.onnx_import.read import read_model
 from edgekd.pipeline.onnx_import.samples import NpzSamples, hold_back, read_samples, shared, split
+from edgekd.pipeline.onnx_import.states import carry, describe_states, find_states, fix_sizes, keep_constant
 from edgekd.pipeline.onnx_import.taps import TensorTap  # noqa: TC001  # the type of a stage's result is looked up when it is read back
 from edgekd.pipeline.onnx_import.trial import require_end
 from edgekd.runtime.backends.onnxruntime import open_engine
@@ -71,6 +74,8 @@ class OnnxSource:
             several float inputs meet; where none do, the model's outputs.
         outputs: The outputs that the engine gives, and what each is; empty for all that are float tensors.
         only: What is said of the output of a network that has one, in place of ``outputs``.
+        states: For each input that is a state the output that holds it after a step; None to find them.
+        fixed: Inputs that never change, and the number that each is: they are constants of the engine.
     """
 
     model: Path
@@ -79,6 +84,8 @@ class OnnxSource:
     taps: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, OutputConfig] = field(default_factory=dict)
     only: OutputConfig | None = None
+    states: Mapping[str, str] | None = None
+    fixed: Mapping[str, float] = field(default_factory=dict)
 
 
 def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: int = 0) -> ImportedModel:
@@ -97,11 +104,17 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
     notes: list[str] = []
     model = source.model
     graph = read_model(model, source.taps.values())
+    constants = fixed_values(graph, source.fixed, model)
+    for path in filter(None, (source.calibration, source.test)):
+        require_fixed(path, constants)
+    graph = fix_inputs(graph, constants, source.taps.values())
     report.advance(1, 4, f"{len(graph.graph.node)} nodes")
-    specs, recurrent = input_specs(graph, model), states(graph)
-    calibration_samples, test_samples = _read(source, specs, recurrent, seed, notes)
+    specs, pairs = input_specs(graph, model), find_states(graph, source.states)
+    recurrent = [*pairs, *states(graph)]
+    calibration_samples, test_samples = _read(source, specs, recurrent, pairs, seed, notes)
     report.advance(2, 4, f"{len(calibration_samples.ids)} samples to calibrate with, {len(test_samples.ids)} to test")
     _batch(graph, specs, calibration_samples, notes)
+    graph = settle_branches(graph, calibration_samples, source.taps.values(), notes)
     for samples in (calibration_samples, test_samples):
         require_end(graph, model, samples.inputs)
     data = [
@@ -109,13 +122,21 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
         for name, x in calibration_samples.inputs.items()
         if x.dtype.kind == "f" and x.ndim > 1 and name not in recurrent
     ]
-    outputs = choose_outputs(graph, source.taps, list(source.outputs), calibration_samples, data, notes)
+    fix_sizes(graph, pairs, calibration_samples)
+    after = list(pairs.values())
+    outputs = choose_outputs(graph, source.taps, list(source.outputs), calibration_samples, data, notes, after)
+    pairs = keep_constant(pairs, calibration_samples, outputs.example, source.states is not None, notes)
+    notes += describe_states(pairs, (calibration_samples, test_samples))
     modalities = write_outputs(graph, outputs, calibration_samples)
     path = folder / onnx_name(NETWORK)
     save(graph, path)
+    calibration_samples, test_samples = carry(path, calibration_samples), carry(path, test_samples)
     report.advance(3, 4, f"taps: {', '.join(f'{name} at {tap.tensor}' for name, tap in modalities.items())}")
-    parity = _parity(model, path, outputs.answers, calibration_samples)
-    facts = _facts(path, source, outputs.answers, (calibration_samples, test_samples), notes)
+    last = calibration_samples.take(np.array([-1]))  # by then a state is no longer what it began with
+    parity = max(_parity(model, path, outputs.answers, part, constants) for part in (calibration_samples, last))
+    judged = [name for name in outputs.answers if name not in pairs.values() or name in source.outputs]
+    facts = _facts(path, source, judged, (calibration_samples, test_samples), notes)
+    facts = replace(facts, states=pairs)
     facts = replace(facts, modalities=[name for name in data if not _has_two_values(calibration_samples.inputs[name])])
     if not facts.classes:
         calibration_samples, test_samples = calibration_samples.without_labels(), test_samples.without_labels()
@@ -135,16 +156,18 @@ def _read(
     source: OnnxSource,
     specs: Sequence[TensorSpec],
     recurrent: Sequence[str],
+    pairs: Mapping[str, str],
     seed: int,
     notes: list[str],
 ) -> tuple[NpzSamples, NpzSamples]:
     """Read the samples of both files, or split those of the first into two halves."""
     calibration, test = source.calibration, source.test
     files = [calibration] if test is None else [calibration, test]
-    read = [read_samples(path, specs, recurrent) for path in files]
+    read = [read_samples(path, specs, recurrent, pairs) for path in files]
     for path, samples in zip(files, read, strict=True):
-        if samples.ignored:
-            notes.append(f"{path.name}: the model has no inputs {', '.join(samples.ignored)}; they are ignored")
+        ignored = [name for name in samples.ignored if name.removeprefix(INPUT_PREFIX) not in source.fixed]
+        if ignored:
+            notes.append(f"{path.name}: the model has no inputs {', '.join(ignored)}; they are ignored")
     if test is None:
         read = list(split(read[0], seed))
         notes.append(
@@ -178,8 +201,17 @@ def _batch(graph: GraphProto, specs: Sequence[TensorSpec], samples: NpzSamples, 
     batch_inputs(graph, single, samples.inputs)
 
 
-def _parity(model: Path, path: Path, names: Sequence[str], samples: NpzSamples) -> float:
+def _parity(
+    model: Path, path: Path, names: Sequence[str], samples: NpzSamples, constants: Mapping[str, Array]
+) -> float:
     """Return the largest |written - user's| of the first sample, as a share of the output's largest magnitude.
+
+    Args:
+        model: The user's file.
+        path: The file that was written.
+        names: The outputs to compare.
+        samples: The samples.
+        constants: Inputs of the user's file that are constants of the other.
 
     Raises:
         ModelError: An output is empty or not finite, or they disagree: edgekd has altered what the model computes.
@@ -187,9 +219,9 @@ def _parity(model: Path, path: Path, names: Sequence[str], samples: NpzSamples) 
     original = need("onnx", "build").load(str(model))
     keep_tensors(original.graph)
     specs = input_specs(original, model)
-    single = unbatched(specs, samples.inputs)
+    single = unbatched([spec for spec in specs if spec.name not in constants], samples.inputs)
     feeds = {name: np.asarray(x[0]) if name in single else x[:1] for name, x in samples.inputs.items()}
-    exact = observe(original, names, feeds)
+    exact = observe(original, names, {**feeds, **constants})
     with open_engine(path, fused=False) as session:
         found = session.run(samples.first(1))
     parities = []

@@ -16,6 +16,7 @@ from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError
 from edgekd.files import need, scratch_folder
 from edgekd.gram.nest import known_rows, take_rows, targets_of
+from edgekd.gram.output_kind import OutputKind
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import DEPLOY, PREPARED, QDQ
 
@@ -50,7 +51,9 @@ def open_examiner(context: Context, candidate: PreparedCandidate) -> Examiner:
     targets = None if targets is None or not known_rows(targets).any() else targets  # of these few
     metric = None if targets is None else context.origin.metric
     facts = context.exported.result.facts
-    judging = SampleFacts(targets, groups, metric, facts.higher_is_better, facts.outputs)
+    # What a step does to a state shows in the answers of later steps, which are not looked at here.
+    kinds = {**facts.outputs, **{name: OutputKind("custom") for name in facts.states.values()}}
+    judging = SampleFacts(targets, groups, metric, facts.higher_is_better, kinds)
     return Examiner(qdq, floats, samples, judging)
 
 

@@ -65,7 +65,7 @@ def judge_shipped(context: Context, chosen: EvaluatedCandidate) -> tuple[Evaluat
         }
         last = chosen.prepared.steps[-1].stage
         probe, error = probe_variants(
-            lambda variant: run_on_host(chosen.prepared.folder / variant, context.test), context.test, chosen.name
+            lambda variant, steps: run_on_host(chosen.prepared.folder / variant, steps), context.test, chosen.name
         )
         probes[last] = probe
         if not isinstance(context.device, Absent):

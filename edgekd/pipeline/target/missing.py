@@ -20,7 +20,8 @@ from edgekd.gram.probe import Probe
 from edgekd.pipeline.target.context import LIBRARIES
 from edgekd.runtime.backends.registry import AS_WRITTEN
 from edgekd.runtime.feeds import read_feeds
-from edgekd.runtime.session import open_arrays, run_rows
+from edgekd.runtime.sequences import read_sequences, run_feeds
+from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import DEPLOY, onnx_name
 from edgekd.stages.stage import StageSpec
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from edgekd.gram.npz import Array
     from edgekd.gram.output_kind import OutputKind
     from edgekd.pipeline.target.context import Context, PreparedCandidate
+    from edgekd.runtime.sequences import Sequences
     from edgekd.runtime.session import Feeds, Session
     from edgekd.stages.artifacts import TaskFacts
     from edgekd.stages.progress import StageReporter
@@ -193,7 +195,7 @@ class _SessionPair:
 def _compare(
     pair: _SessionPair, stand_ins: Mapping[str, Mapping[str, Array]], report: StageReporter
 ) -> MissingModalities:
-    feeds = read_feeds(pair.samples, pair.reference.inputs)
+    feeds, sequences = read_feeds(pair.samples, pair.reference.inputs), read_sequences(pair.samples)
     with open_arrays(pair.samples) as arrays:
         ids, groups = arrays["ids"], arrays.get("groups")
     changed: dict[str, Estimate] = {}
@@ -205,7 +207,8 @@ def _compare(
         absent = without(feeds, stand_in)
         try:
             reference, candidate = (
-                Probe(ids, answers_of(_outputs(session, absent)), {}) for session in (pair.reference, pair.candidate)
+                Probe(ids, answers_of(_outputs(session, absent, sequences)), {})
+                for session in (pair.reference, pair.candidate)
             )
             if not _finite(reference):
                 raise ModelError("the float network's output is not finite there")
@@ -234,6 +237,6 @@ def _most_changed(candidate: Probe, reference: Probe, rules: GateRules, groups: 
     return max(shares, key=lambda share: share.mean, default=None)
 
 
-def _outputs(session: Session, feeds: Feeds) -> dict[str, Array]:
+def _outputs(session: Session, feeds: Feeds, sequences: Sequences | None) -> dict[str, Array]:
     """Return the outputs [N, ...] for all rows of those feeds that the engine takes."""
-    return run_rows(session, {spec.name: feeds[spec.name] for spec in session.inputs}, _BATCH)
+    return run_feeds(session, {spec.name: feeds[spec.name] for spec in session.inputs}, sequences, _BATCH)

@@ -9,9 +9,10 @@ import numpy as np
 from edgekd.errors import ModelError
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX, answers_of, embeddings_of
 from edgekd.gram.probe import Probe, top1
+from edgekd.pipeline.target.steps import from_states, own_states
 from edgekd.runtime.backends.registry import AS_WRITTEN
-from edgekd.runtime.feeds import read_feeds
-from edgekd.runtime.session import open_arrays, run_rows
+from edgekd.runtime.sequences import run_samples
+from edgekd.runtime.session import open_arrays
 from edgekd.runtime.verification import write_reference
 from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH
 
@@ -42,14 +43,14 @@ def run_on_host(engine: Path, samples: Path) -> Outputs:
     rounds float16 biases to INT32 at a product of float16 scales, where large ones become infinite.
     """
     with AS_WRITTEN.open(engine) as session:
-        return run_rows(session, read_feeds(samples, session.inputs), _BATCH)
+        return run_samples(session, samples, _BATCH)
 
 
-def probe_variants(run: Callable[[str], Outputs], samples: Path, where: str) -> tuple[Probe, float]:
-    """Run both variants of a candidate.
+def probe_variants(run: Callable[[str, Path], Outputs], samples: Path, where: str) -> tuple[Probe, float]:
+    """Run both variants of a candidate. Of one that carries a state, ``probe.onnx`` is given that of ``deploy.onnx``.
 
     Args:
-        run: Function from a variant's file name to its outputs for all samples.
+        run: Function from a variant's file name and an ``.npz`` of samples to its outputs for all of them.
         samples: ``.npz`` of the samples.
         where: Name of the candidate in errors.
 
@@ -60,7 +61,9 @@ def probe_variants(run: Callable[[str], Outputs], samples: Path, where: str) -> 
     Raises:
         ModelError: the two variants disagree.
     """
-    full, deploy = run(PROBE_GRAPH), run(DEPLOY)
+    deploy = run(DEPLOY, samples)
+    with from_states(samples, deploy) as steps:
+        full = run(PROBE_GRAPH, steps)
     numbers = {name: x.astype(np.float64) for name, x in deploy.items()}  # of integers and truth values, too
     errors = {name: float(np.abs(x - full[name]).max()) for name, x in numbers.items()}
     for name, error in errors.items():
@@ -88,10 +91,10 @@ def probe_on_device(
         ModelError: The device's library refuses the graph, or the two variants disagree.
     """
 
-    def outputs_of(variant: str) -> Outputs:
+    def outputs_of(variant: str, steps: Path) -> Outputs:
         outputs = folder / f"{variant}.npz"
         threads = context.recipe.profile.threads
-        context.present.evaluate(engine_of(variant), context.runtime, samples, outputs, threads, notify)
+        context.present.evaluate(engine_of(variant), context.runtime, steps, outputs, threads, notify)
         with open_arrays(outputs) as arrays:
             return {key: arrays[key] for key in arrays}
 
@@ -106,7 +109,7 @@ def join_probe(outputs: Outputs, samples: Path) -> Probe:
 
 
 def write_references(samples: Path, probe: Probe, kinds: Mapping[str, OutputKind], path: Path) -> None:
-    """Write a few samples and the engine's outputs for them.
+    """Write a few samples and the engine's outputs for them, each with the state that the engine had carried there.
 
     Where an output is of classes, these are the samples that it is surest of, from every class: others may flip by
     rounding alone on another machine. Of several such outputs the first decides.
@@ -115,6 +118,7 @@ def write_references(samples: Path, probe: Probe, kinds: Mapping[str, OutputKind
     surest = np.arange(min(_REFERENCES, len(probe.ids))) if classes is None else _surest(probe.outputs[classes])
     with open_arrays(samples) as arrays:
         inputs = {key.removeprefix(INPUT_PREFIX): arrays[key][surest] for key in arrays if key.startswith(INPUT_PREFIX)}
+    inputs |= {name: state[surest] for name, state in own_states(samples, probe.outputs).items()}
     outputs = probe.outputs | {EMBEDDING_PREFIX + name: z for name, z in probe.embeddings.items()}
     write_reference(path, probe.ids[surest], inputs, {name: x[surest] for name, x in outputs.items()})
 

@@ -137,6 +137,7 @@ def _write_manifest(context: Context, shipped: EvaluatedCandidate, profiled: Don
         inputs=[dict(spec) for spec in facts.inputs],
         outputs=facts.outputs,
         classes=facts.classes,
+        states=facts.states,
         released=shipped.ledger.released,
         verdict=shipped.ledger.verdict,
         reasons=[*shipped.ledger.reasons, *shipped.ledger.warnings],

@@ -118,7 +118,7 @@ def _quantize(
                 for note in candidate.notes:
                     report.warn(f"{spec.name}: {note}")
                 probe, errors[spec.name] = probe_variants(
-                    lambda name, place=place: run_on_host(place / name, validation),  # type: ignore[misc]
+                    lambda name, steps, place=place: run_on_host(place / name, steps),  # type: ignore[misc]
                     validation,
                     str(place),
                 )

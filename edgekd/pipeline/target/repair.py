@@ -98,7 +98,7 @@ def return_layers(
             require_same(graph, examiner.floats, examiner.few)
             written = write_variants(graph, spec, context.target.scheme, folder / spec.name)
             probe, error = probe_variants(
-                lambda variant: run_on_host(folder / spec.name / variant, context.validation), context.validation, name
+                lambda variant, steps: run_on_host(folder / spec.name / variant, steps), context.validation, name
             )
             for path in (folder / f"{len(done.notes)}.npz", folder / spec.name / OUTPUTS):
                 probe.save(path)

@@ -22,7 +22,8 @@ from edgekd.runtime.agent.serve import serve
 from edgekd.runtime.backends.registry import Runtime
 from edgekd.runtime.feeds import read_feeds
 from edgekd.runtime.measure import energy, machine, sensors
-from edgekd.runtime.session import ComputeTimer, run_rows, write_arrays
+from edgekd.runtime.sequences import run_samples
+from edgekd.runtime.session import ComputeTimer, write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,7 +150,7 @@ class Agent:
     def evaluate(self, inputs: str, outputs: str, batch: int) -> Answer:
         """Run every row of one ``.npz`` and write every output, by its name, to another."""
         session = self._engine()
-        results = run_rows(session, read_feeds(Path(inputs), session.inputs), batch)
+        results = run_samples(session, Path(inputs), batch)
         write_arrays(Path(outputs), results)
         return {"rows": len(next(iter(results.values())))}
 
