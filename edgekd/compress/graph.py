@@ -133,33 +133,61 @@ def inner_graphs(node: NodeProto) -> Iterator[GraphProto]:
 
 
 def reads(node: NodeProto) -> list[str]:
-    """Return the names of the tensors that a node reads, including those that graphs inside it read."""
-    inner = [name for graph in inner_graphs(node) for deep in all_nodes(graph) for name in deep.input]
+    """Return the names of the tensors that a node reads, including those that graphs inside it capture."""
+    inner = (name for graph in inner_graphs(node) for name in captured(graph))
     return [name for name in (*node.input, *inner) if name]
 
 
+def captured(graph: GraphProto) -> list[str]:
+    """Return what a graph inside a node reads of the graphs around it."""
+    own = _own_names(graph)
+    read = [*(name for node in graph.node for name in reads(node)), *(value.name for value in graph.output)]
+    return [name for name in dict.fromkeys(read) if name not in own]
+
+
+def _own_names(graph: GraphProto) -> set[str]:
+    """Return the names of the tensors that a graph defines itself; inside it they hide others of the same name."""
+    defined = (*graph.input, *graph.initializer)
+    return {*(item.name for item in defined), *(name for node in graph.node for name in node.output)}
+
+
 def sort_nodes(graph: GraphProto) -> None:
-    """Put each node behind those that it, or a graph inside it, reads from, in place; else the order stays."""
+    """Put each node behind those that it, or a graph inside it, reads from, in place; else the order stays.
+
+    Nodes that read from each other in a circle have no such order, and keep the one that they have.
+    """
     made = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    before = [[made[name] for name in reads(node) if name in made] for node in graph.node]
     order: dict[int, None] = {}
     for index in range(len(graph.node)):
-        ahead = [index]
-        while ahead:
-            before = [made[name] for name in reads(graph.node[ahead[-1]]) if name in made and made[name] not in order]
-            if before:
-                ahead += before
+        path = {index: None}  # from a node to one that it reads from, and so on
+        while path:
+            last = next(reversed(path))
+            ahead = next((other for other in before[last] if other not in order), None)
+            if ahead is None:
+                del path[last]
+                order[last] = None
+            elif ahead in path:
+                return
             else:
-                order[ahead.pop()] = None
+                path[ahead] = None
     nodes = [graph.node[index] for index in order]
     graph.ClearField("node")
     graph.node.extend(nodes)
 
 
 def rename(graph: GraphProto, old: str, new: str) -> None:
-    """Rename a tensor in all nodes, in place. Graph inputs, graph outputs and initializers keep their names."""
-    for node in all_nodes(graph):
+    """Rename a tensor in all nodes, in place. Graph inputs, graph outputs and initializers keep their names.
+
+    Those of graphs inside nodes do not: one that hides an outer tensor by its name goes on hiding it.
+    """
+    for node in graph.node:
         for names in (node.input, node.output):
             names[:] = [new if name == old else name for name in names]
+        for inner in inner_graphs(node):
+            rename(inner, old, new)
+            for item in (*inner.input, *inner.output, *inner.initializer):
+                item.name = new if item.name == old else item.name
 
 
 def drop_unread(graph: GraphProto) -> None:

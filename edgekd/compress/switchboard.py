@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.compress.graph import WEIGHT_BEARING, copy, drop_unread, initializers, producers
+from edgekd.compress.graph import WEIGHT_BEARING, copy, drop_unread, initializers, producers, reads
 from edgekd.compress.qdq_map import Quantized, describe_sites, find_sites
 from edgekd.files import need
 from edgekd.gram.blame import FUSION
@@ -206,5 +206,5 @@ def _reread(graph: GraphProto, old: str, new: str) -> None:
 def _restore(graph: GraphProto, floats: GraphProto) -> None:
     """Add the constants of the float graph that nodes read and this graph lacks, in place."""
     stored, computed = initializers(floats), {*producers(graph), *initializers(graph)}
-    read = dict.fromkeys(name for node in graph.node for name in node.input)
+    read = dict.fromkeys(name for node in graph.node for name in reads(node))
     graph.initializer.extend(stored[name] for name in read if name in stored and name not in computed)

@@ -5,7 +5,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
-from edgekd.compress.graph import drop_embeddings, save, unquantize_outputs
+from edgekd.compress.graph import drop_embeddings, drop_unread, reads, rename, save, sort_nodes, unquantize_outputs
 
 
 def tensor(name, shape=("batch", 2)):
@@ -139,3 +139,64 @@ def test_a_limit_that_the_rounding_stood_in_for_comes_back():
     found = run(graph)
     assert np.allclose(found["y"], [[0.6, 0], [2.22, 0.52]], atol=1e-6)
     assert np.allclose(found["n"], [[-0.6, 0], [-2.2, -0.5]], atol=1e-6)
+
+
+def branch(nodes, output, stored=()):
+    tensors = [numpy_helper.from_array(np.float32(value), name) for name, value in dict(stored).items()]
+    return helper.make_graph(
+        nodes, output, [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)], tensors
+    )
+
+
+@pytest.fixture
+def captures():
+    """An If, and one inside it, whose branches capture ``k`` and ``x``; one of them has an ``s`` of its own."""
+    inner = make_node(
+        "If",
+        ["yes"],
+        ["deep"],
+        then_branch=branch([make_node("Mul", ["x", "k"], ["a"])], "a"),
+        else_branch=branch([make_node("Mul", ["x", "s"], ["b"])], "b", {"s": 5}),
+    )
+    nodes = [
+        make_node(
+            "If",
+            ["yes"],
+            ["y"],
+            then_branch=branch([inner], "deep"),
+            else_branch=branch([make_node("Neg", ["x"], ["c"])], "c"),
+        ),
+        make_node("Mul", ["s", "s"], ["k"]),
+    ]
+    stored = {"s": np.float32(3), "yes": np.array(False)}
+    return model(nodes, ["y"], stored)
+
+
+def test_what_branches_capture_is_read_and_no_more(captures):
+    assert set(reads(captures.graph.node[0])) == {"yes", "k", "x"}
+    sort_nodes(captures.graph)
+    assert [node.op_type for node in captures.graph.node] == ["Mul", "If"]
+    before = run(captures)["y"]
+    drop_unread(captures.graph)
+    np.testing.assert_array_equal(run(captures)["y"], before)
+
+
+@pytest.mark.parametrize("decided", [False, True])
+def test_a_name_that_a_branch_hides_is_renamed_in_both(captures, decided):
+    branches = {attribute.name: attribute.g for attribute in captures.graph.node[0].attribute}
+    inner = branches["then_branch"].node[0]
+    inner.input[0] = "no"
+    captures.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.array(True), "yes"))
+    captures.graph.initializer.append(numpy_helper.from_array(np.array(decided), "no"))
+    before = run(captures)["y"]
+    rename(captures.graph, "s", "t")
+    captures.graph.initializer[0].name = "t"
+    np.testing.assert_array_equal(run(captures)["y"], before)
+    assert before[0, 0] == pytest.approx(0.3 * (9 if decided else 5))
+
+
+def test_nodes_in_a_circle_keep_their_order():
+    nodes = [make_node("Add", ["x", "b"], ["y"]), make_node("Relu", ["y"], ["a"]), make_node("Relu", ["a"], ["b"])]
+    circle = model(nodes, ["y"]).graph
+    sort_nodes(circle)
+    assert [node.output[0] for node in circle.node] == ["y", "a", "b"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.compress.graph import WEIGHT_BEARING, all_nodes, drop_unread, initializers, inner_graphs, producers, rename
+from edgekd.compress.graph import WEIGHT_BEARING, captured, drop_unread, initializers, inner_graphs, producers, rename
 from edgekd.compress.quantizers.names import Names
 from edgekd.files import need
 
@@ -57,12 +57,11 @@ def _copy_inner_reads(graph: GraphProto, names: Names) -> None:
     computed = {*producers(graph), *(value.name for value in graph.input)}
     nodes: list[NodeProto] = []
     for node in graph.node:
-        inner = list(inner_graphs(node))
-        read = {name for part in inner for deep in all_nodes(part) for name in deep.input}
-        for name in sorted(read & computed):
+        read = [(part, computed.intersection(captured(part))) for part in inner_graphs(node)]
+        for name in sorted(set[str]().union(*(found for _, found in read))):
             copied = names.tensor(f"{name}_inside")
             nodes.append(make("Identity", [name], [copied], name=copied))
-            for part in inner:
+            for part in (part for part, found in read if name in found):
                 rename(part, name, copied)
         nodes.append(node)
     graph.ClearField("node")
@@ -146,8 +145,7 @@ class _Rewriter:
     def separate(self, operators: Collection[str]) -> None:
         """Give each way in which a stored tensor is read a tensor of its own."""
         outputs = {value.name for value in self._graph.output}
-        graphs = [inner for node in self._graph.node for inner in inner_graphs(node)]
-        inner = {name for graph in graphs for node in all_nodes(graph) for name in node.input}
+        inner = {name for node in self._graph.node for graph in inner_graphs(node) for name in captured(graph)}
         names: dict[tuple[str, str], str] = {(name, ""): name for name in outputs | inner}
         taken = {name for name, _ in names}
         for node in self._graph.node:

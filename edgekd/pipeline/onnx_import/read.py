@@ -12,6 +12,7 @@ from edgekd.errors import ModelError, TaskError, nearest
 from edgekd.files import need, quiet, scratch_folder
 from edgekd.pipeline.onnx_import.graph import CONTROL_FLOW, add_outputs, keep_tensors
 from edgekd.pipeline.onnx_import.integrity import require_size, require_text, require_types, stored_tensors
+from edgekd.pipeline.onnx_import.normalize import normalize
 from edgekd.pipeline.onnx_import.trial import require_end
 from edgekd.runtime.backends.onnxruntime import open_engine
 
@@ -120,6 +121,7 @@ def _load(path: Path) -> ModelProto:
             "put them beside the model, under the names that they were exported with"
         ) from error
     require_size(model, path)
+    normalize(model, path)
     try:
         onnx.checker.check_model(model)
     except _refusals() as error:

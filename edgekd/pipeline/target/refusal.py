@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edgekd.compress.graph import reads
 from edgekd.errors import DeviceError, ModelError
 from edgekd.files import need
 from edgekd.stages.node_origin import NodeOrigin
@@ -104,7 +105,7 @@ def _beginning(model: ModelProto, count: int) -> ModelProto | None:
     first, rest = model.graph.node[:count], model.graph.node[count:]
     typed = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-    read = {name for node in rest for name in node.input} | {value.name for value in model.graph.output}
+    read = {name for node in rest for name in reads(node)} | {value.name for value in model.graph.output}
     made = [name for node in first for name in node.output if name in read and name in typed]
     outputs = [typed[name] for name in made if typed[name].type.tensor_type.elem_type in floats]
     if not outputs:
@@ -113,7 +114,7 @@ def _beginning(model: ModelProto, count: int) -> ModelProto | None:
     part.CopyFrom(model)
     del part.graph.node[count:], part.graph.output[:], part.graph.value_info[:]
     part.graph.output.extend(outputs)
-    needed = {name for node in part.graph.node for name in node.input}
+    needed = {name for node in part.graph.node for name in reads(node)}
     kept = [value for value in part.graph.initializer if value.name in needed]
     del part.graph.initializer[:]
     part.graph.initializer.extend(kept)
