@@ -172,7 +172,7 @@ def build_options(command: CommandFunction) -> CommandFunction:
         click.option("--tap", "taps", multiple=True, metavar="NAME=TENSOR",
                      help="With --model: the tensor that is a modality's embedding [default: found]. Repeatable."),
         click.option("--kind", type=click.Choice(KINDS),
-                     help="With --model: what its output is [default: auto, by labels and values]."),
+                     help="With --model: what its output is [default: auto, told and shown]."),
         click.option("--threshold", type=float, metavar="NUMBER",
                      help="With --model: where a label or a number of the output is decided."),
         target_option("A kind of device."),
