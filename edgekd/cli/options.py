@@ -179,7 +179,7 @@ def build_options(command: CommandFunction) -> CommandFunction:
         click.option("--fix", "fixed", multiple=True, metavar="INPUT=NUMBER",
                      help="With --model: an input that never changes, such as a sampling rate. Repeatable."),
         click.option("--kind", type=click.Choice(KINDS),
-                     help="With --model: what its output is [default: auto, by labels and values]."),
+                     help="With --model: what its output is [default: auto, told and shown]."),
         click.option("--threshold", type=float, metavar="NUMBER",
                      help="With --model: where a label or a number of the output is decided."),
         target_option("A kind of device."),

@@ -104,7 +104,7 @@ class ModelConfig(_Config, frozen=True):
         dict[str, Kind | OutputConfig],
         Meta(
             description="The outputs that the engine gives, under their own names, and what each is: a kind, or a "
-            "table. By default all outputs of floats, each of the kind that its values look like."
+            "table. By default all outputs of floats, each of the kind that it is told to be, and the build shows why."
         ),
     ] = {}
     states: Annotated[

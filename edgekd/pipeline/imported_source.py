@@ -35,8 +35,9 @@ LIBRARIES = ("onnx", "onnxruntime", "numpy")
 
 def _describe(imported: ImportedModel) -> str:
     taps = ", ".join(f"{name} at {tap.tensor}" for name, tap in imported.modalities.items())
-    kinds = ", ".join(kind.name for kind in imported.exported.facts.outputs.values())
-    return f"{kinds}, taps: {taps}"
+    kinds = imported.exported.facts.outputs
+    told = ", ".join(f"{name}: {kind.name} ({imported.reasons[name]})" for name, kind in kinds.items())
+    return f"{told}; taps: {taps}"
 
 
 IMPORT: StageSpec[ImportedModel] = StageSpec(

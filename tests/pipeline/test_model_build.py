@@ -76,11 +76,18 @@ def test_without_labels_the_metric_is_not_measured_and_flips_gate(folder):
     assert report["rows"][0]["not_measured"]["metric.shipped"] == "not measured: there are no labels"
 
 
-def test_logits_without_labels_are_a_regression_and_the_user_is_told(folder):
+def test_what_is_called_logits_is_of_classes_without_labels_too_and_the_user_is_told(folder):
     process = edgekd(*arguments("--json", calibration="unlabelled.npz"), cwd=folder)
     assert process.returncode == 0, process.stderr
     said = [event["message"] for event in events(process.stdout) if event["event"] == "warn"]
-    assert any("taken for 'regression'" in message and "say --kind classes" in message for message in said)
+    assert any("taken for 'classes', since its name says 'logits'; --kind says otherwise" in words for words in said)
+    (done,) = [event for event in events(process.stdout) if event.get("stage") == "import" and "summary" in event]
+    assert done["summary"].startswith("logits: classes (its name says 'logits'); taps:")
+
+
+def test_numbers_decide_nothing_and_the_user_is_told(folder):
+    process = edgekd(*arguments("--json", "--kind", "regression", calibration="unlabelled.npz"), cwd=folder)
+    assert process.returncode == 0, process.stderr
     target = events(process.stdout)[-1]["report"]["targets"][0]
     last = target["ledger"]["rows"][-1]
     answers = last["answers"]["logits"]

@@ -63,6 +63,10 @@ class NpzSamples:
         """Return the inputs of the first ``count`` samples."""
         return {name: x[:count] for name, x in self.inputs.items()}
 
+    def first_labels(self, count: int) -> Array:
+        """Return the classes of the first ``count`` samples, :data:`UNLABELLED` of those that have none."""
+        return np.full(len(self.ids), UNLABELLED)[:count] if self.labels is None else self.labels[:count]
+
     def save(self, path: Path) -> None:
         """Write the samples as every later stage reads them."""
         extras = {"ids": self.ids, "labels": self.labels, "groups": self.groups}

@@ -16,6 +16,7 @@ from edgekd.pipeline.onnx_import.fixed import fix_inputs, fixed_values, require_
 from edgekd.pipeline.onnx_import.graph import keep_tensors
 from edgekd.pipeline.onnx_import.inputs import batch_inputs, input_specs, states, unbatched
 from edgekd.pipeline.onnx_import.kind import settle_kinds
+from edgekd.pipeline.onnx_import.last_operator import last_operators
 from edgekd.pipeline.onnx_import.observe import observe
 from edgekd.pipeline.onnx_import.outputs import choose_outputs, write_outputs
 from edgekd.pipeline.onnx_import.read import read_model
@@ -55,11 +56,13 @@ class ImportedModel:
         exported: The export, as of a network that was trained here; ``parity`` is against the user's own file.
         modalities: For each modality where its embedding is read.
         notes: Sentences for the user on how model and samples were read.
+        reasons: Why each output is taken for its kind, as a phrase.
     """
 
     exported: Exported
     modalities: dict[str, TensorTap]
     notes: tuple[str, ...]
+    reasons: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
     last = calibration_samples.take(np.array([-1]))  # by then a state is no longer what it began with
     parity = max(_parity(model, path, outputs.answers, part, constants) for part in (calibration_samples, last))
     judged = [name for name in outputs.answers if name not in pairs.values() or name in source.outputs]
-    facts = _facts(path, source, judged, (calibration_samples, test_samples), notes)
+    facts, reasons = _facts(path, source, judged, (calibration_samples, test_samples), notes)
     facts = replace(facts, states=pairs)
     facts = replace(facts, modalities=[name for name in data if not _has_two_values(calibration_samples.inputs[name])])
     if not facts.classes:
@@ -149,7 +152,7 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
     for note in notes:
         report.warn(note)
     exported = Exported({NETWORK: parity}, {NETWORK: path.stat().st_size}, facts)
-    return ImportedModel(exported, modalities, tuple(notes))
+    return ImportedModel(exported, modalities, tuple(notes), reasons)
 
 
 def _read(
@@ -245,8 +248,8 @@ def _parity(
 
 def _facts(
     path: Path, source: OnnxSource, names: Sequence[str], samples: tuple[NpzSamples, NpzSamples], notes: list[str]
-) -> TaskFacts:
-    """Return facts for later stages.
+) -> tuple[TaskFacts, dict[str, str]]:
+    """Return facts for later stages, and why each output is taken for its kind.
 
     Raises:
         ModelError: An output is not of the kind that the user named, or labels are of no class of the output.
@@ -272,8 +275,10 @@ def _facts(
         found = run_rows(session, samples[0].first(_LOOKED_AT), _BATCH)
     labelled = any(part.labels is not None for part in samples)
     outputs = {name: found[name] for name in names}
-    kinds, said = settle_kinds(asked, outputs, labelled=labelled)
-    notes += said
+    last = last_operators(need("onnx", "build").load(str(path)).graph)
+    settled = settle_kinds(asked, outputs, last, samples[0].first_labels(_LOOKED_AT) if labelled else None)
+    kinds, reasons = settled.kinds, settled.reasons
+    notes += settled.notes
     classes = {
         name: [str(index) for index in range(outputs[name].shape[1])]
         for name, kind in kinds.items()
@@ -283,14 +288,14 @@ def _facts(
         if labelled:
             what = ", ".join(f"'{kind.name}'" for kind in kinds.values())
             notes.append(f"the labels are not used: the output is {what}, and labels are for 'classes'")
-        return TaskFacts("metric", True, kinds, {}, inputs)
+        return TaskFacts("metric", True, kinds, {}, inputs), reasons
     width = len(next(iter(classes.values())))
     for part in samples:
         known = () if part.labels is None else part.labels[part.labels != UNLABELLED]
         wrong = [label for label in known if not 0 <= label < width]
         if wrong:
             raise ModelError(f"'labels' holds {wrong[0]}, but the model has classes 0 to {width - 1} only")
-    return TaskFacts("accuracy", True, kinds, classes, inputs)
+    return TaskFacts("accuracy", True, kinds, classes, inputs), reasons
 
 
 def _has_two_values(x: Array) -> bool:

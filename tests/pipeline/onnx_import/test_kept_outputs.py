@@ -44,14 +44,14 @@ def test_all_outputs_of_floats_are_kept_each_of_the_kind_it_looks_like(tmp_path,
     facts = imported.exported.facts
     assert {name: kind.name for name, kind in facts.outputs.items()} == {
         "scores": "classes",
-        "boxes": "regression",
+        "boxes": "custom",
         "exact": "regression",
         "height": "regression",
     }
     assert (list(facts.classes), facts.metric) == (["scores"], "accuracy")
     said = "\n".join(imported.notes)
     assert "gives scores, boxes, exact, height: without best" in said
-    assert "output 'boxes' [batch, 2, 3] is taken for 'regression'" in said
+    assert "output 'boxes' [batch, 2, 3] is taken for 'custom'" in said
     assert "--output NAME=KIND" in said
     assert imported.exported.parity["float"] < 1e-6
 

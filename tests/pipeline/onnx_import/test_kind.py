@@ -44,10 +44,10 @@ def sequence(path, head):
 GUESSED = {
     "labels": ("logits", {"labels": np.arange(12) % 3}, OutputKind("classes"), "since the samples have labels"),
     "no labels": ("logits", {}, OutputKind("regression"), "if it is the logits of classes, say --kind classes"),
-    "softmax": ("softmax", {}, OutputKind("classes", True), "since its rows are probabilities that sum to 1"),
+    "softmax": ("softmax", {}, OutputKind("classes", True), "since it ends in Softmax over 3"),
     "softmax and labels": ("softmax", {"labels": np.arange(12) % 3}, OutputKind("classes", True), "have labels"),
-    "sigmoid": ("sigmoid", {}, OutputKind("multilabel", True, 0.5), "since all of it lies between 0 and 1"),
-    "unit length": ("unit length", {}, OutputKind("embedding"), "since its rows have unit length"),
+    "sigmoid": ("sigmoid", {}, OutputKind("multilabel", True, 0.5), "since it ends in Sigmoid of 3 labels"),
+    "unit length": ("unit length", {}, OutputKind("embedding"), "since it ends in a division of 3 numbers by their"),
 }
 
 
@@ -69,7 +69,7 @@ def test_the_kind_is_guessed_and_said(tmp_path, import_, name):
     ("head", "kind", "reason"),
     [
         ("logits", OutputKind("regression"), "it is no vector"),
-        ("softmax", OutputKind("sequence-classes", True), "at every step it is probabilities that sum to 1"),
+        ("softmax", OutputKind("sequence-classes", True), "it ends in Softmax over 3 at every step"),
     ],
     ids=["logits", "softmax"],
 )
@@ -108,8 +108,8 @@ def test_labels_of_what_is_asked_to_be_a_regression_are_not_used(tmp_path, impor
     assert "the labels are not used: the output is 'regression', and labels are for 'classes'" in imported.notes
 
 
-def settled(outputs, labelled=False, **said):
-    return settle_kinds({"y": OutputConfig(**said)}, {"y": outputs}, labelled=labelled)
+def settled(outputs, **said):
+    return settle_kinds({"y": OutputConfig(**said)}, {"y": outputs}, {}, None)
 
 
 WRONG = {
