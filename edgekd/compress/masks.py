@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 _LEAST_MASK = 1000.0
 #: Where all but a mask is below this share of it, INT8 would round it to a single level.
 _LEVEL = 1 / 255
-#: Operators that may read NaN and give none: they choose what is not masked, or ask.
-_CHOOSING = ("Where", "IsNaN", "IsInf", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual")
+#: Operators that may read NaN and give none: they choose what is not masked, leave it out, write over it, or ask.
+_CHOOSING = (
+    "Where", "IsNaN", "IsInf", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Slice", "Split", "Pad",
+    "Gather", "GatherElements", "GatherND", "Compress", "ScatterElements", "ScatterND",
+)  # fmt: skip
 #: Names that a message shows at most.
 _SHOWN = 3
 
@@ -78,7 +81,7 @@ def find_masked(model: ModelProto, extremes: Mapping[str, Extremes], samples: It
     """Return the activations, and the stored tensors but weights, of a float graph among whose values is a mask.
 
     An infinite value is a mask where the network's outputs are finite all the same. So is NaN, which attention makes of
-    a row that is masked throughout, where it ends in a node that chooses. A huge value is a mask where the tensor's
+    a row that is masked throughout, where it ends in a node that chooses or leaves it out. A huge value is a mask where the tensor's
     other values are less than one level of INT8 beside it, and no layer with weights reads the tensor.
 
     Args:
@@ -139,7 +142,7 @@ def _look(model: ModelProto, suspects: Mapping[str, float], samples: Iterable[Fe
 
 
 def _require_masks(model: ModelProto, broken: Mapping[str, _Content]) -> None:
-    """Raise ModelError where what is not finite reaches an output, or where a node that does not choose loses NaN."""
+    """Raise ModelError where what is not finite reaches an output, or where a node hides NaN."""
     if not broken:
         return
     for output in model.graph.output:

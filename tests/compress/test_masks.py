@@ -223,3 +223,50 @@ def test_nan_that_a_node_hides_is_no_mask(tmp_path):
     model, samples, feeds = write(tmp_path, *nodes)
     with pytest.raises(ModelError, match=r"node 'largest' \(ArgMax\) reads 'root', and hides.*node 'root' \(Sqrt\)"):
         survey(prepared(model, feeds, tmp_path), calibration(samples))
+
+
+def store(model, **indices):
+    """Store further integers in a graph's file."""
+    whole = onnx.load(model)
+    whole.graph.initializer.extend(numpy_helper.from_array(np.array(x), name) for name, x in indices.items())
+    onnx.save(whole, model)
+
+
+DROPPING = {
+    "slice": helper.make_node("Slice", ["rows", "one", "end", "one"], ["mixed"], name="drop"),
+    "crop": helper.make_node("Pad", ["rows", "crop"], ["mixed"], name="drop"),
+    "gather": helper.make_node("Gather", ["rows", "kept"], ["mixed"], axis=1, name="drop"),
+}
+
+
+@pytest.mark.parametrize("quantizer", ["qdq", "nncf"])
+@pytest.mark.parametrize("node", DROPPING.values(), ids=DROPPING)
+def test_a_row_that_is_masked_throughout_may_be_nan_where_it_is_left_out(tmp_path, node, quantizer):
+    mask = np.where(CAUSAL, np.float32(-np.inf), np.float32(0))
+    mask[0] = -np.inf
+    nodes = attention(helper.make_node("Add", ["scores", "mask"], ["masked"], name="add"))
+    nodes[-1].output[0] = "rows"
+    model, samples, feeds = write(tmp_path, *nodes, node, mask=mask)
+    store(model, one=[1], end=[TIME], crop=[0, -1, 0, 0, 0, 0], kept=[1, 3, 5])
+    qdq, floats = int8(model, samples, tmp_path / "work", EVERYTHING, quantizer)
+    assert "rows" not in find_sites(qdq, floats)
+    assert close(qdq, floats, feeds)
+
+
+@pytest.mark.parametrize("quantizer", ["qdq", "nncf"])
+def test_a_mask_stays_float_through_pad_concat_and_slice(tmp_path, quantizer):
+    make = helper.make_node
+    everything = msgspec.structs.replace(EVERYTHING, operators=[*EVERYTHING.operators, "Pad", "Slice"])
+    nodes = attention(
+        make("Cast", ["causal"], ["hidden"], to=TensorProto.BOOL),
+        make("Where", ["hidden", "fill", "scores"], ["chosen"], name="choose"),
+        make("Pad", ["chosen", "pads", "fill"], ["padded"], name="pad"),
+        make("Concat", ["padded", "scores"], ["joined"], axis=2, name="join"),
+        make("Slice", ["joined", "start", "end", "axis"], ["masked"], name="cut"),
+    )
+    constants = {"causal": CAUSAL, "fill": np.float32(-np.inf)}
+    model, samples, feeds = write(tmp_path, *nodes, **constants)
+    store(model, pads=[0, 0, 0, 0, 0, 2], start=[0], end=[TIME], axis=[2])
+    qdq, floats = int8(model, samples, tmp_path / "work", everything, quantizer)
+    assert not find_sites(qdq, floats).keys() & {"fill", "chosen", "padded", "joined", "masked"}
+    assert close(qdq, floats, feeds)

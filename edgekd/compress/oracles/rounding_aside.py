@@ -13,7 +13,7 @@ from edgekd.compress.switchboard import restore_float
 from edgekd.files import need
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 _STEPS = 1.0
 
 
-def first_misquantized(qdq: ModelProto, floats: ModelProto, feeds: Sequence[Feeds]) -> Difference | None:
+def first_misquantized(
+    qdq: ModelProto, floats: ModelProto, feeds: Sequence[Feeds], aside: Collection[str] = ()
+) -> Difference | None:
     """Return the first node that a QDQ graph would compute wrong even if nothing were rounded.
 
     Stored tensors must be what the float graph stores, rounded to about the nearest level. For the rest see
@@ -37,15 +39,20 @@ def first_misquantized(qdq: ModelProto, floats: ModelProto, feeds: Sequence[Feed
         qdq: The QDQ graph, its weights at their nearest levels.
         floats: The float graph that was quantized.
         feeds: Few samples in chunks.
+        aside: Stored tensors that will be float again, such as masks, whose levels do not matter.
 
     Raises:
         ModelError: The two graphs do not belong together.
     """
     stored, exact = initializers(qdq.graph), initializers(floats.graph)
     for site in find_sites(qdq, floats).values():
-        steps = max((_steps(pair[0], stored, exact[site.tensor]) for pair in _stored_pairs(site)), default=0.0)
-        if not steps <= _STEPS:
-            return Difference(_reader(floats.graph, site.tensor), f"'{site.tensor}' is {steps:.3g} steps off")
+        if site.tensor in aside:
+            continue
+        for dequantize, _ in _stored_pairs(site):
+            steps = _steps(dequantize, stored, exact[site.tensor])
+            if not steps <= _STEPS:
+                node = _reader(qdq.graph, dequantize.output[0])
+                return Difference(node, f"'{site.tensor}' is {steps:.3g} steps off")
     return _first_changed(qdq, floats, feeds)
 
 

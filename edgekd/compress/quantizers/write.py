@@ -71,7 +71,7 @@ def write_quantized(
         floats, strange = prepare(model, feeds, scheme.operators, work)
         strange = {**unlike_layers(floats, list(samples.fewer(_RANGED))), **strange}
         masked = survey(work / PREPARED, samples)
-        graph, notes = _Attempts(quantizer, model, floats, feeds, samples, scheme, work).search(strange)
+        graph, notes = _Attempts(quantizer, model, floats, feeds, samples, scheme, work, masked).search(strange)
         graph, of_masks = leave_float(graph, floats, masked)
         save(graph, work / QDQ)
     return QuantizedGraph(work / QDQ, (*notes, *of_masks))
@@ -88,6 +88,7 @@ class _Attempts:
     samples: CalibrationSamples
     scheme: Scheme
     work: Path
+    masked: Collection[str]
 
     def search(self, strange: Mapping[str, str]) -> tuple[ModelProto, tuple[str, ...]]:
         """Return the QDQ graph, and a note on each node that stays float, found wrong one after the other.
@@ -128,7 +129,7 @@ class _Attempts:
             sort_nodes(graph.graph)
             unquantize_outputs(graph, self.floats)
             read_float(graph, self.floats, left)
-            return graph, first_misquantized(graph, self.floats, self.feeds)
+            return graph, first_misquantized(graph, self.floats, self.feeds, self.masked)
 
     def _refused(self, kept: Collection[str]) -> str | None:
         """Return a node without which the quantizer takes more of the graph; None where it takes none of it.
