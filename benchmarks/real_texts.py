@@ -28,7 +28,7 @@ _WORDS = re.compile(r"[A-Za-z][A-Za-z ,'-]{25,240}[.?!]")
 
 @cache
 def sentences(part: str) -> tuple[str, ...]:
-    """Return English sentences of the standard library's documentation; no module is in both parts."""
+    """Return English sentences of the standard library's documentation; no module and no sentence is in both parts."""
     found: dict[str, None] = {}
     for name in _MODULES[part]:
         module = pydoc.locate(name)
@@ -39,7 +39,8 @@ def sentences(part: str) -> tuple[str, ...]:
                 texts += [inspect.getdoc(inner) or "" for _, inner in inspect.getmembers(member, inspect.isroutine)]
         for text in texts:
             found |= dict.fromkeys(_WORDS.findall(re.sub(r"\s+", " ", text)))
-    chosen = list(found)
+    others = set() if part == "calibration" else set(sentences("calibration"))  # of what both inherit
+    chosen = [sentence for sentence in found if sentence not in others]
     np.random.default_rng(0).shuffle(chosen)
     return tuple(chosen)
 
