@@ -81,8 +81,8 @@ def find_masked(model: ModelProto, extremes: Mapping[str, Extremes], samples: It
     """Return the activations, and the stored tensors but weights, of a float graph among whose values is a mask.
 
     An infinite value is a mask where the network's outputs are finite all the same. So is NaN, which attention makes of
-    a row that is masked throughout, where it ends in a node that chooses or leaves it out. A huge value is a mask where the tensor's
-    other values are less than one level of INT8 beside it, and no layer with weights reads the tensor.
+    a row that is masked throughout, where it ends in a node that chooses or leaves it out. A huge value is a mask where
+    the tensor's other values are less than one level of INT8 beside it, and no layer with weights reads the tensor.
 
     Args:
         model: The float graph.
