@@ -57,6 +57,10 @@ class NpzSamples:
         """Return the inputs of the first ``count`` samples."""
         return {name: x[:count] for name, x in self.inputs.items()}
 
+    def row(self, row: int) -> dict[str, Array]:
+        """Return the inputs of one sample, as a batch of one."""
+        return {name: x[row : row + 1] for name, x in self.inputs.items()}
+
     def save(self, path: Path) -> None:
         """Write the samples as every later stage reads them."""
         extras = {"ids": self.ids, "labels": self.labels, "groups": self.groups}

@@ -5,22 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from edgekd.compress.graph import save
 from edgekd.config.recipe import OutputConfig
 from edgekd.errors import ModelError
-from edgekd.files import need
-from edgekd.pipeline.onnx_import.graph import keep_tensors
 from edgekd.pipeline.onnx_import.inputs import batch_inputs, input_specs, states, unbatched
 from edgekd.pipeline.onnx_import.kind import settle_kinds
-from edgekd.pipeline.onnx_import.observe import observe
 from edgekd.pipeline.onnx_import.outputs import choose_outputs, write_outputs
+from edgekd.pipeline.onnx_import.parity import compare
 from edgekd.pipeline.onnx_import.read import read_model
 from edgekd.pipeline.onnx_import.samples import NpzSamples, hold_back, read_samples, shared, split
+from edgekd.pipeline.onnx_import.tail import cut_tail, write_tail
 from edgekd.pipeline.onnx_import.taps import TensorTap  # noqa: TC001  # the type of a stage's result is looked up when it is read back
 from edgekd.pipeline.onnx_import.trial import require_end
 from edgekd.runtime.backends.onnxruntime import open_engine
+from edgekd.runtime.manifest import POSTPROCESS
 from edgekd.runtime.session import run_rows
 from edgekd.stages.artifacts import CALIBRATION, TEST, VALIDATION, Exported, TaskFacts, onnx_name
 from edgekd.stages.labels import UNLABELLED
@@ -36,9 +34,6 @@ if TYPE_CHECKING:
 
 #: Name of the float graph that is written.
 NETWORK = "float"
-
-#: Largest |written - user's| that is allowed, as a share of the output's largest magnitude.
-_TOLERANCE = 1e-3
 
 #: The most samples by which the output's kind is told, and how many of them run at a time.
 _LOOKED_AT, _BATCH = 256, 64
@@ -109,12 +104,15 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
         for name, x in calibration_samples.inputs.items()
         if x.dtype.kind == "f" and x.ndim > 1 and name not in recurrent
     ]
+    tail = cut_tail(graph, list(source.outputs), source.taps.values(), calibration_samples, notes)
     outputs = choose_outputs(graph, source.taps, list(source.outputs), calibration_samples, data, notes)
     modalities = write_outputs(graph, outputs, calibration_samples)
     path = folder / onnx_name(NETWORK)
     save(graph, path)
     report.advance(3, 4, f"taps: {', '.join(f'{name} at {tap.tensor}' for name, tap in modalities.items())}")
-    parity = _parity(model, path, outputs.answers, calibration_samples)
+    if tail:
+        write_tail(tail, outputs.example, folder / POSTPROCESS)
+    parity = compare(model, path, folder / POSTPROCESS if tail else None, calibration_samples)
     facts = _facts(path, source, outputs.answers, (calibration_samples, test_samples), notes)
     facts = replace(facts, modalities=[name for name in data if not _has_two_values(calibration_samples.inputs[name])])
     if not facts.classes:
@@ -176,39 +174,6 @@ def _batch(graph: GraphProto, specs: Sequence[TensorSpec], samples: NpzSamples, 
             "runs one sample at a time"
         )
     batch_inputs(graph, single, samples.inputs)
-
-
-def _parity(model: Path, path: Path, names: Sequence[str], samples: NpzSamples) -> float:
-    """Return the largest |written - user's| of the first sample, as a share of the output's largest magnitude.
-
-    Raises:
-        ModelError: An output is empty or not finite, or they disagree: edgekd has altered what the model computes.
-    """
-    original = need("onnx", "build").load(str(model))
-    keep_tensors(original.graph)
-    specs = input_specs(original, model)
-    single = unbatched(specs, samples.inputs)
-    feeds = {name: np.asarray(x[0]) if name in single else x[:1] for name, x in samples.inputs.items()}
-    exact = observe(original, names, feeds)
-    with open_engine(path, fused=False) as session:
-        found = session.run(samples.first(1))
-    parities = []
-    for name, expected in exact.items():
-        if not (np.isfinite(expected).all() and expected.size):
-            what = "is empty" if not expected.size else "is not finite"
-            raise ModelError(
-                f"{model}: its output '{name}' {what} for the first sample, so there is nothing to compare; --output "
-                "names those that matter"
-            )
-        written = found[name].reshape(expected.shape).astype(np.float64)
-        parity = float(np.abs(written - expected).max()) / max(float(np.abs(expected.astype(np.float64)).max()), 1e-6)
-        if not parity <= _TOLERANCE:
-            raise ModelError(
-                f"{model}: as edgekd wrote it, at {path}, it gives another result for the first sample: '{name}' "
-                f"differs by {parity:.2g} of its magnitude"
-            )
-        parities.append(parity)
-    return max(parities)
 
 
 def _facts(
