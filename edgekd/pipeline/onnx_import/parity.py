@@ -9,6 +9,7 @@ import numpy as np
 
 from edgekd.errors import ModelError
 from edgekd.files import need
+from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.pipeline.onnx_import.graph import keep_tensors
 from edgekd.pipeline.onnx_import.inputs import input_specs, unbatched
 from edgekd.pipeline.onnx_import.observe import observing
@@ -28,7 +29,7 @@ _TOLERANCE = 1e-3
 _COMPARED = 8
 
 
-def compare(model: Path, written: Path, rest: Path | None, samples: NpzSamples) -> float:
+def compare(model: Path, written: Path, rest: Path | None, samples: NpzSamples, size: int = 1) -> float:
     """Return how far the written graph is from the user's file.
 
     Args:
@@ -36,6 +37,7 @@ def compare(model: Path, written: Path, rest: Path | None, samples: NpzSamples) 
         written: The graph.
         rest: What takes the graph's outputs, where the user's outputs are its outputs; None where there is none.
         samples: Samples to run both with, one by one.
+        size: The number of samples that the user's file takes at a time.
 
     Of outputs that have names of edgekd's, such as embeddings, nothing is known of the user's file.
 
@@ -47,9 +49,7 @@ def compare(model: Path, written: Path, rest: Path | None, samples: NpzSamples) 
     """
     original = need("onnx", "build").load(str(model))
     keep_tensors(original.graph)
-    known = {value.name for value in original.graph.output} | {
-        name for node in original.graph.node for name in node.output
-    }
+    known = {name for node in original.graph.node for name in node.output if not name.startswith(EMBEDDING_PREFIX)}
     single = unbatched(input_specs(original, model), samples.inputs)
     largest = 0.0
     with ExitStack() as stack:
@@ -60,7 +60,9 @@ def compare(model: Path, written: Path, rest: Path | None, samples: NpzSamples) 
         exact = stack.enter_context(observing(original, names))
         for row in range(min(_COMPARED, len(samples.ids))):
             feeds = samples.row(row)
-            expected = exact.run({name: np.asarray(x[0]) if name in single else x for name, x in feeds.items()})
+            block = np.arange(row, row + size) % len(samples.ids)
+            given = {name: np.asarray(x[row]) if name in single else x[block] for name, x in samples.inputs.items()}
+            expected = {name: x[: len(x) // size] if size > 1 else x for name, x in exact.run(given).items()}
             found = {**feeds, **engine.run(feeds)}
             found |= run_behind(behind, found) if behind else {}
             for name, x in expected.items():

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from edgekd.compress.graph import save
 from edgekd.config.recipe import OutputConfig
 from edgekd.errors import ModelError
-from edgekd.pipeline.onnx_import.inputs import batch_inputs, input_specs, states, unbatched
+from edgekd.pipeline.onnx_import.batch import free_batch, held_batch
+from edgekd.pipeline.onnx_import.inputs import batch_inputs, input_specs, states, unbatched, with_batch
 from edgekd.pipeline.onnx_import.kind import settle_kinds
 from edgekd.pipeline.onnx_import.outputs import choose_outputs, write_outputs
 from edgekd.pipeline.onnx_import.parity import compare
@@ -93,9 +94,16 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
     model = source.model
     graph = read_model(model, source.taps.values())
     report.advance(1, 4, f"{len(graph.graph.node)} nodes")
-    specs, recurrent = input_specs(graph, model), states(graph)
+    specs, recurrent, held = input_specs(graph, model), states(graph), held_batch(graph)
+    specs = with_batch(specs) if held else specs
     calibration_samples, test_samples = _read(source, specs, recurrent, seed, notes)
     report.advance(2, 4, f"{len(calibration_samples.ids)} samples to calibrate with, {len(test_samples.ids)} to test")
+    held = 0 if unbatched(specs, calibration_samples.inputs) else held
+    if held:
+        graph = free_batch(graph, held, calibration_samples, model)
+        notes.append(
+            f"the model is exported for a batch of {held}; the engine takes any, and gives the same for each sample"
+        )
     _batch(graph, specs, calibration_samples, notes)
     for samples in (calibration_samples, test_samples):
         require_end(graph, model, samples.inputs)
@@ -112,7 +120,7 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
     report.advance(3, 4, f"taps: {', '.join(f'{name} at {tap.tensor}' for name, tap in modalities.items())}")
     if tail:
         write_tail(tail, outputs.example, folder / POSTPROCESS)
-    parity = compare(model, path, folder / POSTPROCESS if tail else None, calibration_samples)
+    parity = compare(model, path, folder / POSTPROCESS if tail else None, calibration_samples, held or 1)
     facts = _facts(path, source, outputs.answers, (calibration_samples, test_samples), notes)
     facts = replace(facts, modalities=[name for name in data if not _has_two_values(calibration_samples.inputs[name])])
     if not facts.classes:

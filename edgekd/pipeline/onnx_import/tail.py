@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgekd.compress.graph import layer_name, producers, reads, rename, save
 from edgekd.errors import ModelError, TaskError
 from edgekd.files import need
-from edgekd.pipeline.onnx_import.graph import CONTROL_FLOW, Extension, behind_weights, copy_values
+from edgekd.pipeline.onnx_import.graph import Extension, behind_weights, copy_values
 from edgekd.pipeline.onnx_import.observe import observing
 from edgekd.pipeline.onnx_import.outputs import added_axes
 from edgekd.pipeline.onnx_import.sizes import SUPPRESSION, Sizes, data_sizes
@@ -28,15 +28,6 @@ _LOOKED_AT = 64
 
 #: Operators whose result holds the numbers of their input, in order. The tail has them: nothing is to be given twice.
 _SAME_NUMBERS = frozenset({"Identity", "Squeeze", "Unsqueeze"})
-
-#: Operators whose results may be no tensors, which cannot be looked at.
-_NOT_TENSORS = CONTROL_FLOW | {
-    "SequenceConstruct",
-    "SequenceEmpty",
-    "SequenceErase",
-    "SequenceInsert",
-    "SplitToSequence",
-}
 
 
 @dataclass(frozen=True)
@@ -130,8 +121,10 @@ def _first_nodes(model: ModelProto, outputs: Sequence[str], sizes: Sizes, sample
 
 def _varying(model: ModelProto, tensors: Iterable[str], samples: NpzSamples) -> set[str]:
     """Return those tensors whose sizes differ between samples that are run one by one."""
-    made = producers(model.graph)
-    numbers = [name for name in tensors if made[name].op_type not in _NOT_TENSORS]
+    typed = _tensors(model)
+    numbers = [name for name in tensors if name in typed]
+    if not numbers:
+        return set()
     shapes: dict[str, set[tuple[int, ...]]] = {name: set() for name in numbers}
     with observing(model, numbers) as session:
         for row in range(min(_LOOKED_AT, len(samples.ids))):
@@ -158,13 +151,20 @@ def _before(graph: GraphProto, tensors: Iterable[str]) -> set[str]:
     return before
 
 
-def _floats(model: ModelProto) -> dict[str, ValueInfoProto]:
-    """Return what is known of the tensors of floats in a model."""
+def _tensors(model: ModelProto) -> dict[str, ValueInfoProto]:
+    """Return what is known of those tensors in a model that have a type of numbers."""
     onnx = need("onnx", "build")
-    types = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    unlike = (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING)
     known = onnx.shape_inference.infer_shapes(model).graph
     values = (*known.value_info, *known.output)
-    return {value.name: value for value in values if value.type.tensor_type.elem_type in types}
+    return {value.name: value for value in values if value.type.tensor_type.elem_type not in unlike}
+
+
+def _floats(model: ModelProto) -> dict[str, ValueInfoProto]:
+    """Return what is known of the tensors of floats in a model."""
+    types = need("onnx", "build").TensorProto
+    floats = (types.FLOAT, types.FLOAT16)
+    return {name: value for name, value in _tensors(model).items() if value.type.tensor_type.elem_type in floats}
 
 
 def _border(
