@@ -74,9 +74,9 @@ class ImportedOrigin:
 
     @property
     def metric(self) -> Metric:
-        """The accuracy of the first output of classes: labels are of that one."""
+        """The accuracy of the first output of classes: labels are of that one, and without it there are none."""
         facts = self.exported.result.facts
-        named = next(iter(facts.classes)) if len(facts.outputs) + len(facts.states) > 1 else None
+        named = next(iter(facts.classes), None) if len(facts.outputs) + len(facts.states) > 1 else None
         accuracy = default_metric({"": OutputKind()})
         assert accuracy is not None
         if named is None:

@@ -20,6 +20,7 @@ from edgekd.runtime.engine_check import check_engine
 from edgekd.runtime.feeds import FiniteCheck
 from edgekd.runtime.manifest import (
     MANIFEST,
+    POSTPROCESS,
     REFERENCE,
     Manifest,
     Variant,
@@ -30,7 +31,7 @@ from edgekd.runtime.manifest import (
     read_manifest,
 )
 from edgekd.runtime.sequences import run_feeds, sequences_of
-from edgekd.runtime.session import read_arrays, run_rows
+from edgekd.runtime.session import read_arrays, run_behind, run_rows
 from edgekd.runtime.stream import Initial, Stream
 from edgekd.runtime.verification import Verification, compare_reference
 
@@ -224,6 +225,28 @@ class Bundle:
         one = self._initial.begin({name: array[:1] for name, array in feeds.items()})
         begin = {name: np.broadcast_to(one[name], (rows, *one[name].shape[1:])) for name in carried}
         return run_feeds(self._session, {**feeds, **begin}, sequences_of(carried, groups, rows), 1)
+
+    def postprocess(self, feeds: Feeds) -> list[dict[str, Array]]:
+        """Run the engine, and what the network does behind it, sample by sample.
+
+        Of a network whose outputs have a size that data decide, such as the boxes that NonMaxSuppression leaves, the
+        engine ends before that. ONNX Runtime does the rest, on the processor.
+
+        Returns:
+            For each sample the network's own outputs, as it gives them for that sample alone.
+
+        Raises:
+            BundleError: The bundle's file for that is not its own any more.
+            ModelError: As of :meth:`run`; or nothing comes behind the engine.
+        """
+        if POSTPROCESS not in self.manifest.files:
+            raise ModelError(f"{self.folder}: nothing comes behind its engine; use run()")
+        self._check_finite(feeds)
+        content = read_file(self.folder, self.manifest, POSTPROCESS)
+        with ORT.open(content, self._threads, str(self.folder / POSTPROCESS)) as rest:
+            count = len(next(iter(feeds.values())))
+            rows = ({name: x[row : row + 1] for name, x in feeds.items()} for row in range(count))
+            return [run_behind(rest, {**row, **self.run(row)}) for row in rows]
 
     def predict(self, feeds: Feeds) -> list[str]:
         """Return each sample's most likely class by name, by the engine's first output of classes.

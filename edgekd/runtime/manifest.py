@@ -29,6 +29,8 @@ MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"
 #: The branch of each node of the graph; bundles from before version 3 of their stage have no such file.
 BRANCHES = "branches.json"
+#: What an imported network does behind the engine's outputs, such as choosing among boxes; most bundles have none.
+POSTPROCESS = "postprocess.onnx"
 REQUIRED = ("probe.onnx", "deploy.onnx", REFERENCE, "ledger.json")
 #: The last key of the text; no field of :class:`Manifest`.
 _DIGEST = "digest"

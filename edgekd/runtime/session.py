@@ -192,7 +192,24 @@ def run_rows(session: Session, feeds: Feeds, batch: int) -> dict[str, Array]:
         session.run({name: array[start : start + step] for name, array in feeds.items()})
         for start in range(0, rows, step)
     ]
+    for name in parts[0]:
+        _require_one_size(name, parts, rows)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _require_one_size(name: str, parts: Sequence[Mapping[str, Array]], rows: int) -> None:
+    """Raise ModelError unless an output has a row for each sample, all of one size."""
+    shapes = {part[name].shape[1:]: None for part in parts}
+    if len(shapes) > 1:
+        seen = " and ".join(str(["batch", *shape]) for shape in list(shapes)[:2])
+        raise ModelError(f"output '{name}' is {seen} for samples of one size: data decide its size")
+    if sum(len(part[name]) for part in parts) != rows:
+        raise ModelError(f"output '{name}' has {sum(len(part[name]) for part in parts)} rows for {rows} samples")
+
+
+def run_behind(rest: Session, known: Mapping[str, Array]) -> dict[str, Array]:
+    """Run what takes an engine's outputs, and maybe its inputs, all of which are among ``known``."""
+    return rest.run({spec.name: known[spec.name] for spec in rest.inputs})
 
 
 def rows_at_once(most: int, row_bytes: int) -> int:

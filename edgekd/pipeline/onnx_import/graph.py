@@ -6,18 +6,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.compress.graph import all_nodes, rename
+from edgekd.compress.graph import all_nodes, reads, rename
 from edgekd.errors import ModelError
 from edgekd.files import need
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
-    from onnx import GraphProto, ModelProto
+    from onnx import GraphProto, ModelProto, ValueInfoProto
 
 
 #: Operators that contain graphs of their own.
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
+
+#: Operators whose result depends on the size of a tensor and not on its values.
+SIZES = frozenset({"Shape", "Size"})
+
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
 
 
 def add_outputs(model: ModelProto, tensors: Collection[str]) -> ModelProto:
@@ -28,6 +33,21 @@ def add_outputs(model: ModelProto, tensors: Collection[str]) -> ModelProto:
     outputs = {output.name for output in model.graph.output}
     extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in outputs)
     return extended
+
+
+def copy_values(values: Iterable[ValueInfoProto]) -> list[ValueInfoProto]:
+    """Return copies of what a graph states about inputs or outputs, which stay when those are cleared."""
+    make = need("onnx", "build").ValueInfoProto.FromString
+    return [make(value.SerializeToString()) for value in values]
+
+
+def behind_weights(graph: GraphProto) -> set[str]:
+    """Return the tensors that layers with weights compute, and those computed of them; not their sizes."""
+    behind: set[str] = set()
+    for node in graph.node:
+        if node.op_type not in SIZES and (node.op_type in _WEIGHTED or not behind.isdisjoint(reads(node))):
+            behind.update(node.output)
+    return behind
 
 
 def keep_tensors(graph: GraphProto) -> None:

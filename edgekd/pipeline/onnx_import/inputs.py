@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgekd.compress.graph import rename
@@ -48,6 +49,11 @@ def states(model: ModelProto) -> list[str]:
 def _kind(value: ValueInfoProto) -> tuple[int, list[int]]:
     tensor = value.type.tensor_type
     return tensor.elem_type, [size.dim_value for size in tensor.shape.dim]
+
+
+def with_batch(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Return specs whose first dimension is a batch of any size."""
+    return tuple(replace(spec, shape=("batch", *spec.shape[1:])) for spec in specs)
 
 
 def unbatched(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> list[str]:

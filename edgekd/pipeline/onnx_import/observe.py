@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import ModelError
-from edgekd.pipeline.onnx_import.graph import add_outputs
+from edgekd.files import need
+from edgekd.pipeline.onnx_import.graph import copy_values
 from edgekd.runtime.backends.onnxruntime import open_engine
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from edgekd.pipeline.onnx_import.samples import NpzSamples
-    from edgekd.runtime.session import Array
+    from edgekd.runtime.session import Array, Session
 
 #: How far a sample's result in a batch may be from its result alone, as a share of the largest magnitude.
 _TOLERANCE = 1e-3
@@ -28,21 +29,37 @@ def observe(model: ModelProto, tensors: Collection[str], feeds: Mapping[str, Arr
     Raises:
         ModelError: ONNX Runtime failed to run the model.
     """
-    extended = add_outputs(model, tensors)
-    for output in [output for output in extended.graph.output if output.name not in tensors]:
-        extended.graph.output.remove(output)
-    with open_engine(extended.SerializeToString(), name="the model", fused=False) as session:
+    with observing(model, tensors) as session:
         return session.run(feeds)
+
+
+def observing(model: ModelProto, tensors: Collection[str]) -> Session:
+    """Open a model whose outputs are these tensors, to run it node by node.
+
+    Raises:
+        ModelError: ONNX Runtime cannot open it.
+    """
+    graph, outputs = model.graph, {value.name: value for value in copy_values(model.graph.output)}
+    unknown = need("onnx", "build").ValueInfoProto
+    try:
+        graph.ClearField("output")  # and not in a copy: weights may be large
+        graph.output.extend(outputs.get(name) or unknown(name=name) for name in tensors)
+        content = model.SerializeToString()
+    finally:
+        graph.ClearField("output")
+        graph.output.extend(outputs.values())
+    return open_engine(content, name="the model", fused=False)
 
 
 def rows_are_independent(model: ModelProto, tensors: Collection[str], samples: NpzSamples) -> bool:
     """Whether two samples in one batch give what each gives alone; some graphs are right for one sample only."""
     both = samples.first(2)
-    alone = [observe(model, tensors, {name: x[row : row + 1] for name, x in both.items()}) for row in range(2)]
-    try:
-        batch = observe(model, tensors, both)
-    except ModelError:
-        return False
+    with observing(model, tensors) as session:
+        alone = [session.run(samples.row(row)) for row in range(2)]
+        try:
+            batch = session.run(both)
+        except ModelError:
+            return False
     return all(_agree(batch[name], [single[name] for single in alone]) for name in tensors)
 
 

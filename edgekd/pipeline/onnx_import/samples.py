@@ -67,6 +67,10 @@ class NpzSamples:
         """Return the classes of the first ``count`` samples, :data:`UNLABELLED` of those that have none."""
         return np.full(len(self.ids), UNLABELLED)[:count] if self.labels is None else self.labels[:count]
 
+    def row(self, row: int) -> dict[str, Array]:
+        """Return the inputs of one sample, as a batch of one."""
+        return {name: x[row : row + 1] for name, x in self.inputs.items()}
+
     def save(self, path: Path) -> None:
         """Write the samples as every later stage reads them."""
         extras = {"ids": self.ids, "labels": self.labels, "groups": self.groups}

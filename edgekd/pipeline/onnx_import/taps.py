@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekd.compress.graph import reads
+from edgekd.pipeline.onnx_import.graph import SIZES, behind_weights
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -13,11 +14,6 @@ if TYPE_CHECKING:
     from onnx import GraphProto
 
     from edgekd.pipeline.onnx_import.graph import Extension
-
-#: Operators whose result depends on the shape of a tensor and not on its values.
-_SHAPES = frozenset({"Shape", "Size"})
-
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
 
 #: Operators that take channels before positions, and operators that do not change the order of dimensions.
 _CHANNELS_FIRST = frozenset(
@@ -60,10 +56,10 @@ def meeting_taps(graph: GraphProto, inputs: Collection[str]) -> dict[str, str]:
         such an embedding is the input itself, which no quantizer changes.
     """
     origins: dict[str, frozenset[str]] = {name: frozenset([name]) for name in inputs}
-    weighted: set[str] = set()
+    weighted = behind_weights(graph)
     taps: dict[str, str] = {}
     for node in graph.node:
-        if node.op_type in _SHAPES:
+        if node.op_type in SIZES:
             continue
         read = [name for name in reads(node) if name in origins]
         origin = frozenset[str]().union(*(origins[name] for name in read))
@@ -74,8 +70,6 @@ def meeting_taps(graph: GraphProto, inputs: Collection[str]) -> dict[str, str]:
                         taps.setdefault(single, name)
         if origin:
             origins |= dict.fromkeys(node.output, origin)
-        if node.op_type in _WEIGHTED or not weighted.isdisjoint(read):
-            weighted.update(node.output)
     if len(taps) < 2 or not weighted.issuperset(taps.values()):
         return {}
     return {name: taps[name] for name in inputs if name in taps}

@@ -20,7 +20,7 @@ from edgekd.report.format import size
 from edgekd.report.results import GRAM, SAMPLES, SHIPPED
 from edgekd.runtime.backends.registry import Runtime
 from edgekd.runtime.bundle_writer import BundleFacts, write_bundle
-from edgekd.runtime.manifest import BRANCHES, null_not_finite
+from edgekd.runtime.manifest import BRANCHES, POSTPROCESS, null_not_finite
 from edgekd.runtime.measure.layers import assign_branches
 from edgekd.runtime.measure.results import Profile
 from edgekd.runtime.session import open_arrays
@@ -64,7 +64,7 @@ PROFILE: StageSpec[Profile] = StageSpec(
     "profile", 5, Profile, ("numpy",), "time the float networks and the candidates in turns", _describe_profile
 )
 BUNDLE: StageSpec[Bundled] = StageSpec(
-    "bundle", 8, Bundled, (), "put together what ships, with its evidence", _describe_bundle
+    "bundle", 9, Bundled, (), "put together what ships, with its evidence", _describe_bundle
 )
 
 
@@ -98,6 +98,8 @@ def bundle(context: Context, shipped: EvaluatedCandidate, profiled: Done[Profile
         place = folder / BUNDLED
         place.mkdir()
         _copy_engines(shipped, place)
+        if (context.exported.folder / POSTPROCESS).exists():
+            shutil.copyfile(context.exported.folder / POSTPROCESS, place / POSTPROCESS)
         write_text(place / BRANCHES, json.dumps(branches(place / DEPLOY), indent=1) + "\n")
         write_references(context.test, Probe.load(shipped.outputs), context.rules.kinds, place / "reference.npz")
         text = json.dumps(null_not_finite(msgspec.to_builtins(shipped.ledger)), indent=1, allow_nan=False)
