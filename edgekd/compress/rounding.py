@@ -34,7 +34,6 @@ _BLOCK = 32
 _KEPT_BYTES = 256_000_000
 
 
-
 def reconstruct(
     qdq: ModelProto,
     floats: ModelProto,
