@@ -52,7 +52,7 @@ class Int8Layer:
     levels: str
     bias: Doubles | None
 
-    def patches(self, x: Array, most: int) -> Doubles:
+    def patches(self, x: Array, most: int) -> Array:
         """Return the patches that the layer multiplies with its weights.
 
         Args:
@@ -72,7 +72,7 @@ class Int8Layer:
         )
         patches = windows[positions]
         groups, inputs, _ = self.weights.shape
-        return np.ascontiguousarray(patches.reshape(-1, groups, inputs).swapaxes(0, 1), np.float64)
+        return np.ascontiguousarray(patches.reshape(-1, groups, inputs).swapaxes(0, 1))
 
     def stored(self, weights: Array) -> Array:
         """Return arranged weights [G, K, O / G] in the shape that the node reads."""

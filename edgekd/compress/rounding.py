@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.compress.graph import open_at
-from edgekd.compress.layers import Int8Layer, find_layers, store, write_bias
+from edgekd.compress.layers import find_layers, store, write_bias
+from edgekd.compress.walk import Walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from onnx import ModelProto
-    from onnxruntime import InferenceSession
 
-    from edgekd.compress.layers import Doubles
+    from edgekd.compress.layers import Doubles, Int8Layer
     from edgekd.runtime.session import Array, Feeds
 
 #: Largest number of rounds over all inputs of a layer; the levels mostly settle sooner.
@@ -29,11 +28,19 @@ _ROUNDS = 20
 _PLACES = 64
 #: Largest number of inputs of an output; a layer with more keeps its weights, for second moments take 8 bytes a pair.
 _MOST_INPUTS = 2304
-#: Largest number of passes over the samples. In deeper networks the layers of several depths share a pass.
-_PASSES = 16
+#: Inputs of a layer whose gradients are kept up with each step.
+_BLOCK = 32
+#: Largest size of the activations that are kept from one depth of layers to the next, of each of the two graphs.
+_KEPT_BYTES = 256_000_000
 
 
-def reconstruct(qdq: ModelProto, floats: ModelProto, samples: Iterable[Feeds], largest: int) -> None:
+def reconstruct(
+    qdq: ModelProto,
+    floats: ModelProto,
+    samples: Iterable[Feeds],
+    largest: int,
+    tell: Callable[[int, int], None] | None = None,
+) -> None:
     """Choose the INT8 weights of a QDQ graph anew, in place, and the biases with them; scales stay as they are.
 
     For each layer, with x its float input and z the one that it gets in the QDQ graph, both less their means, the
@@ -47,82 +54,102 @@ def reconstruct(qdq: ModelProto, floats: ModelProto, samples: Iterable[Feeds], l
     so that the sum never grows (Behdin et al., "QuantEase: Optimization-based Quantization for Language Models", arXiv
     2309.01885, has the first term, with x = z). Then the bias takes up the mean error, which is why the means do not
     count; where there is no bias they do. Layers come in the order of their depth, so that each makes good what those
-    before it left. Where a pass over the samples serves several depths, only the layers of its first one do so, and for
-    the others x = z: what was left before would be made good once for each depth, and a deep network end up worse.
+    before it left.
 
     Args:
         qdq: The QDQ graph.
         floats: The float graph that was quantized.
-        samples: The calibration samples, read once in each pass.
+        samples: The calibration samples.
         largest: The largest level; levels go from -largest to largest.
+        tell: Is called with the number of layers that are done and the number of all.
 
     Raises:
         ModelError: The two graphs do not belong together.
     """
     layers = [layer for layer in find_layers(qdq, floats) if layer.weights.shape[1] <= _MOST_INPUTS]
     depths = sorted({layer.depth for layer in layers})
-    passes = np.array_split(depths, min(_PASSES, len(depths))) if depths else []
-    for together in passes:
-        chosen = [layer for layer in layers if layer.depth in together]
-        for layer, moments in zip(chosen, _moments(qdq, floats, samples, chosen), strict=True):
+    stages = [[layer for layer in layers if layer.depth == depth] for depth in depths]
+    rounded = Walk(qdq, samples, [[layer.source for layer in stage] for stage in stages], _KEPT_BYTES)
+    exact = Walk(floats, samples, [[layer.exact for layer in stage] for stage in stages], _KEPT_BYTES)
+    done = 0
+    for stage, inputs, targets in zip(stages, rounded, exact, strict=True):
+        for layer, moments in zip(stage, _moments(stage, inputs, targets), strict=True):
             _rewrite(qdq, layer, moments, largest)
+            done += 1
+            if tell:
+                tell(done, len(layers))
 
 
 @dataclass
 class LayerMoments:
-    """Sums over a layer's input z in the QDQ graph and its float output y = W x, by group.
+    """Sums over patches of a layer's input z in the QDQ graph and of x in the float one, by group.
+
+    Products of a chunk are of single precision, their sums of double. They are taken around ``center``: of means that
+    are large beside the deviations, single precision would leave nothing else.
 
     Attributes:
+        center: What is taken from z and x alike, the mean of the first chunk's z [G, 1, K].
         count: Number of patches.
-        z: Sum of z [G, K, 1].
-        y: Sum of y [G, 1, O / G].
-        zz: Sum of z z^T [G, K, K].
-        zy: Sum of z y^T [G, K, O / G].
+        z: Sum of z - center [G, K, 1].
+        x: Sum of x - center [G, K, 1].
+        zz: Sum of (z - center) (z - center)^T [G, K, K].
+        zx: Sum of (z - center) (x - center)^T [G, K, K].
     """
 
+    center: Array
     count: int
     z: Doubles
-    y: Doubles
+    x: Doubles
     zz: Doubles
-    zy: Doubles
+    zx: Doubles
 
     @classmethod
-    def empty(cls, weights: Doubles) -> LayerMoments:
-        """Return the moments of no patch."""
-        groups, inputs, outputs = weights.shape
-        shapes = (groups, inputs, 1), (groups, 1, outputs), (groups, inputs, inputs), (groups, inputs, outputs)
-        return cls(0, *(np.zeros(shape) for shape in shapes))
+    def around(cls, z: Array) -> LayerMoments:
+        """Return the moments of no patch, to be taken around the mean of these [G, n, K]."""
+        groups, _, inputs = z.shape
+        vectors, products = (groups, inputs, 1), (groups, inputs, inputs)
+        center = z.mean(1, dtype=np.float64, keepdims=True).astype(np.float32)
+        return cls(center, 0, np.zeros(vectors), np.zeros(vectors), np.zeros(products), np.zeros(products))
 
-    def add(self, z: Doubles, y: Doubles) -> None:
-        """Add patches [G, n, K] and their outputs [G, n, O / G]."""
+    def add(self, z: Array, x: Array) -> None:
+        """Add patches of both inputs [G, n, K]."""
+        z, x = (np.subtract(part, self.center, dtype=np.float32, casting="same_kind") for part in (z, x))
+        transposed = z.swapaxes(1, 2)
         self.count += z.shape[1]
-        self.z += z.sum(1)[..., None]
-        self.y += y.sum(1, keepdims=True)
-        self.zz += z.swapaxes(1, 2) @ z
-        self.zy += z.swapaxes(1, 2) @ y
+        self.z += z.sum(1, dtype=np.float64)[..., None]
+        self.x += x.sum(1, dtype=np.float64)[..., None]
+        self.zz += transposed @ z
+        self.zx += transposed @ x
+
+    def means(self) -> tuple[Doubles, Doubles]:
+        """Return the means of z and of x [G, K, 1]."""
+        center = self.center.swapaxes(1, 2).astype(np.float64)
+        return center + self.z / self.count, center + self.x / self.count
+
+    def products(self, centred: bool) -> tuple[Doubles, Doubles]:
+        """Return the means of z z^T and of z x^T [G, K, K]; where ``centred``, of what deviates from the means."""
+        z, x = self.z / self.count, self.x / self.count
+        second, cross = self.zz / self.count, self.zx / self.count
+        second -= z @ z.swapaxes(1, 2)
+        cross -= z @ x.swapaxes(1, 2)
+        if not centred:
+            z, x = self.means()
+            second += z @ z.swapaxes(1, 2)
+            cross += z @ x.swapaxes(1, 2)
+        return second, cross
 
 
 def _moments(
-    qdq: ModelProto, floats: ModelProto, samples: Iterable[Feeds], layers: Sequence[Int8Layer]
+    layers: Sequence[Int8Layer], inputs: Iterable[Mapping[str, Array]], targets: Iterable[Mapping[str, Array]]
 ) -> list[LayerMoments]:
-    """Return the moments of each layer from one pass. Layers behind the first depth take y = W z."""
-    first = min(layer.depth for layer in layers)
-    rounded = open_at(qdq, [layer.source for layer in layers])
-    exact = open_at(floats, [layer.exact for layer in layers if layer.depth == first])
-    sums = [LayerMoments.empty(layer.weights) for layer in layers]
-    for feeds in samples:
-        inputs, targets = _run(rounded, feeds), _run(exact, feeds)
-        for layer, moments in zip(layers, sums, strict=True):
-            z = layer.patches(inputs[layer.source], _PLACES)
-            x = layer.patches(targets[layer.exact], _PLACES) if layer.depth == first else z
-            moments.add(z, x @ layer.weights)
-    return sums
-
-
-def _run(session: InferenceSession, feeds: Feeds) -> dict[str, Array]:
-    names = [output.name for output in session.get_outputs()]
-    wanted = {value.name: feeds[value.name] for value in session.get_inputs()}
-    return dict(zip(names, session.run(names, wanted), strict=True))
+    """Return the moments of each layer, from what it reads in the QDQ graph and in the float one, chunk by chunk."""
+    found: list[LayerMoments] = []
+    for rounded, exact in zip(inputs, targets, strict=True):
+        patches = [(x.patches(rounded[x.source], _PLACES), x.patches(exact[x.exact], _PLACES)) for x in layers]
+        found = found or [LayerMoments.around(z) for z, _ in patches]
+        for moments, (z, x) in zip(found, patches, strict=True):
+            moments.add(z, x)
+    return found
 
 
 def choose_levels(weights: Doubles, scales: Doubles, moments: LayerMoments, largest: int, centred: bool) -> Doubles:
@@ -131,36 +158,64 @@ def choose_levels(weights: Doubles, scales: Doubles, moments: LayerMoments, larg
     Args:
         weights: Float weights [G, K, O / G].
         scales: Scales of the INT8 weights [G, 1, O / G].
-        moments: Moments of the layer's input and of its float output.
+        moments: Moments of the layer's input in the QDQ graph and in the float one.
         largest: The largest level; levels go from -largest to largest.
         centred: Whether means are left out, since a bias takes them up.
 
     Returns:
         The levels, integers [G, K, O / G].
     """
-    second, cross = moments.zz / moments.count, moments.zy / moments.count
-    if centred:
-        mean = moments.z / moments.count
-        second = second - mean @ mean.swapaxes(1, 2)
-        cross = cross - mean @ (moments.y / moments.count)
+    second, cross = moments.products(centred)
+    pull = np.einsum("gkk->gk", second).mean(1)[:, None, None]
+    exact = weights / scales
+    levels = np.clip(np.round(exact), -largest, largest)
+    second += pull * np.eye(second.shape[1])
+    gradient = cross @ exact + pull * exact - second @ levels
+    return _descend(second, gradient, levels, largest)
+
+
+def _descend(second: Doubles, gradient: Doubles, levels: Doubles, largest: int) -> Doubles:
+    """Set each level in turn to its optimum given the others, until none changes, and return the levels [G, K, O / G].
+
+    A step changes the gradients of its own output alone: outputs that no step of a round changes are done. Gradients of
+    the same block of inputs are kept up with each step, the others with all steps of a block at once (Frantar et al.,
+    "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", arXiv 2210.17323, 3.3).
+
+    Args:
+        second: Second moments of the inputs [G, K, K].
+        gradient: Half of the sum's negative gradient by the levels [G, K, O / G].
+        levels: The levels to begin with [G, K, O / G].
+        largest: The largest level.
+    """
     diagonal = np.einsum("gkk->gk", second)
-    pull = diagonal.mean(1)[:, None, None]
-    levels = np.clip(np.round(weights / scales), -largest, largest)
-    second, cross = second + pull * np.eye(second.shape[1]), cross + pull * weights
-    diagonal = np.einsum("gkk->gk", second)
-    gradient = cross - second @ (levels * scales)
+    curvature = np.where(diagonal > 0, diagonal, np.inf)[..., None]  # what an input that never moves reads, stays
+    chosen, outputs = levels.copy(), np.arange(levels.shape[2])
     for _ in range(_ROUNDS):
-        before = levels.copy()
-        for k in np.flatnonzero(diagonal.min(0) > 0):
-            optimum = levels[:, k] * scales[:, 0] + gradient[:, k] / diagonal[:, k, None]
-            level = np.clip(np.round(optimum / scales[:, 0]), -largest, largest)
-            step = (level - levels[:, k]) * scales[:, 0]
-            if step.any():
-                gradient -= second[:, :, k, None] * step[:, None]
-                levels[:, k] = level
-        if (levels == before).all():
+        moved = np.zeros(len(outputs), bool)
+        for start in range(0, levels.shape[1], _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            steps = _steps(second[:, rows, rows], curvature[:, rows], gradient[:, rows], levels[:, rows], largest)
+            if steps.any():
+                levels[:, rows] += steps
+                gradient -= second[:, :, rows] @ steps
+                moved |= steps.any((0, 1))
+        chosen[..., outputs] = levels
+        outputs, levels, gradient = outputs[moved], levels[..., moved], gradient[..., moved]
+        if not len(outputs):
             break
-    return levels
+    return chosen
+
+
+def _steps(second: Doubles, curvature: Doubles, gradient: Doubles, levels: Doubles, largest: int) -> Doubles:
+    """Return by how much each level of a block of inputs changes, each set to its optimum given those before it."""
+    gradient, steps = gradient.copy(), np.zeros_like(levels)
+    for k in range(levels.shape[1]):
+        optimum = levels[:, k] + gradient[:, k] / curvature[:, k]
+        step = np.clip(np.rint(optimum), -largest, largest) - levels[:, k]
+        if step.any():
+            steps[:, k] = step
+            gradient[:, k + 1 :] -= second[:, k + 1 :, k, None] * step[:, None]
+    return steps
 
 
 def _rewrite(qdq: ModelProto, layer: Int8Layer, moments: LayerMoments, largest: int) -> None:
@@ -169,5 +224,6 @@ def _rewrite(qdq: ModelProto, layer: Int8Layer, moments: LayerMoments, largest: 
     store(qdq, layer.levels, layer.stored(levels).astype(np.int8))
     if layer.bias is None:
         return
-    means = (moments.y - ((levels * layer.scales) * moments.z).sum(1, keepdims=True)) / moments.count
+    z, x = moments.means()
+    means = (layer.weights * x - levels * layer.scales * z).sum(1)
     write_bias(qdq, layer.node, layer.bias + means.ravel())

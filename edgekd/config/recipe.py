@@ -654,6 +654,16 @@ class ProfileConfig(_Config, frozen=True):
             "processes give wider intervals; a single one says nothing about how processes differ.",
         ),
     ] = 8
+    limit_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86_400,
+            description="Where opening and timing all engines would take longer, there are fewer inferences, and quantiles "
+            "for which they are too few are withheld. A build's profile takes no longer than what the build did before "
+            "it, either, but for half a minute. 0 is no limit.",
+        ),
+    ] = 120.0
     compute: Annotated[
         bool, Meta(description="Also time computing alone, without taking inputs and giving outputs.")
     ] = True

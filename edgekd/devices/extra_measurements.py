@@ -50,7 +50,7 @@ def nothing_measured(reason: str) -> ExtraMeasurements:
 
 
 def measure_extras(
-    name: str, ask: Ask, folder: Path, config: ProfileConfig, notify: Callable[[str], None]
+    name: str, ask: Ask, folder: Path, config: ProfileConfig, notify: Callable[[str], None], layer_runs: int
 ) -> ExtraMeasurements:
     """Measure one open engine. It is closed in the end, since its layers are measured in another session.
 
@@ -61,6 +61,7 @@ def measure_extras(
             order.
         config: The measurements to make.
         notify: Called after each step with its result.
+        layer_runs: The number of inferences under the library's profiler.
     """
     reasons: dict[str, str] = {}
     paced = sustained = energy = None
@@ -86,7 +87,7 @@ def measure_extras(
     if not config.layers:
         reasons["layers"] = "not measured: it is switched off (profile.layers = false)"
     else:
-        layers, reason = _layers(ask)
+        layers, reason = _layers(ask, layer_runs)
         if reason:
             reasons["layers"] = f"not measured: {reason}"
         notify(f"{name} layers")
@@ -135,10 +136,10 @@ def _slowdown(windows: Sequence[Window]) -> float:
     return float(last / first)
 
 
-def _layers(ask: Ask) -> tuple[tuple[LayerTime, ...], str | None]:
+def _layers(ask: Ask, runs: int) -> tuple[tuple[LayerTime, ...], str | None]:
     """Return the layers, or the reason why there are none."""
     try:
-        layers = ask("layers", "layers")["layers"]
+        layers = ask("layers", "layers", runs=runs)["layers"]
     except ModelError as error:  # the engine runs: the rest is kept although its library cannot profile it
         return (), str(error)
     if layers is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from edgekd.devices.extra_measurements import ExtraMeasurements, count_steps, measure_extras, nothing_measured
+from edgekd.devices.schedule import Schedule
 from edgekd.files import scratch_folder
 from edgekd.gram.npz import INPUT_PREFIX
 from edgekd.runtime.measure.results import EngineProfile, Profile, latency_from
@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     from edgekd.files import JsonObject
     from edgekd.runtime.measure.results import Nanoseconds
 
-#: Inferences of one engine before the next takes its turn; few, so that a drift of the machine's speed affects all.
-_BLOCK = 50
-#: Untimed inferences at the start of a turn: the other engines had used caches and threads, which a p99 would show.
-_LEAD_IN = 5
+#: Inferences of a process that tell how long one takes; the first of them may be slow.
+_PACED = 3
 #: Rows that the timed inferences cycle through. Few, since they count towards the process's peak memory.
 _ROWS = 64
 
@@ -98,7 +96,8 @@ def profile_interleaved(
     The inferences of each engine are shared equally by several fresh processes, one after another: each gives a cold
     start, though the engine's file may be in the system's cache, and then its share. In each round all engines are open
     and take turns of a few inferences, end to end and then computing alone, in an order that rotates. The extra
-    measurements are made in the last round's processes, one engine after the other.
+    measurements are made in the last round's processes, one engine after the other. Where engines are slow there are fewer
+    inferences, as :class:`~edgekd.devices.schedule.Schedule` says.
 
     Args:
         open_engine: Opens an engine file in a process of its own.
@@ -112,33 +111,38 @@ def profile_interleaved(
         no_extras: The reason why nothing but latency can be measured there: ``"not measured: ..."``; None where more
             can.
     """
-    shares = [_split(share, -(-share // _BLOCK)) for share in _split(config.iterations, config.cold_starts)]
-    total = len(engines) * (sum(1 + len(blocks) for blocks in shares) + (0 if no_extras else count_steps(config)))
-    done = itertools.count(1)
+    schedule = Schedule(config, len(engines), 0 if no_extras else count_steps(config))
+    done = 0
     times = {name: _EngineTimes(nothing_measured(no_extras or "not measured")) for name in engines}
 
     def notify(note: str) -> None:
-        advance(next(done), total, note)
+        nonlocal done
+        done += 1
+        advance(done, schedule.steps, note)
 
     with scratch_folder() as scratch:
         feeds = scratch / "feeds.npz"
         _save_first_rows(inputs, feeds)
-        for index, blocks in enumerate(shares):
+        last = False
+        while not last:
             with ExitStack() as stack:
                 running = {}
-                for name in _turn(engines, index):
+                for name in _turn(engines, schedule.processes):
                     running[name] = stack.enter_context(open_engine(engines[name]))
                     _start(running[name], feeds, times[name])
                     notify(f"{name} opened in {running[name].load_ms:.1f} ms")
-                _time(running, blocks, config, times, notify)
-                if index < len(shares) - 1:
+                schedule.open({name: _pace(opened) for name, opened in running.items()})
+                _time(running, schedule, config, times, notify)
+                last = schedule.close([latency_from(*engine.latency).p50 for engine in times.values()])
+                if not last:
                     continue
                 machine = next(iter(running.values())).machine()
                 for name, opened in () if no_extras else running.items():
-                    times[name].extras = measure_extras(name, opened.ask, folder, config, notify)
+                    runs = schedule.layer_runs(name)
+                    times[name].extras = measure_extras(name, opened.ask, folder, config, notify, runs)
     no_compute = _NO_COMPUTE if config.compute else "not measured: it is switched off (profile.compute = false)"
     profiles = tuple(_summary(name, engines[name], times[name], folder, no_compute) for name in engines)
-    return Profile(machine, config.threads, _BLOCK, profiles, config.cold_starts)
+    return Profile(machine, config.threads, schedule.block, profiles, schedule.processes)
 
 
 def _start(opened: EngineProcess, feeds: Path, times: _EngineTimes) -> None:
@@ -148,9 +152,14 @@ def _start(opened: EngineProcess, feeds: Path, times: _EngineTimes) -> None:
     times.first_run_ms.append(opened.first(feeds))
 
 
+def _pace(opened: EngineProcess) -> float:
+    """Return the time of one inference in s."""
+    return float(np.min(opened.measure(_PACED, 0))) / 1e9
+
+
 def _time(
     running: Mapping[str, EngineProcess],
-    blocks: list[int],
+    schedule: Schedule,
     config: ProfileConfig,
     times: Mapping[str, _EngineTimes],
     notify: Callable[[str], None],
@@ -158,12 +167,12 @@ def _time(
     """Time the open engines in turns."""
     parts: dict[str, list[Nanoseconds]] = {name: [] for name in running}
     alone: dict[str, list[Nanoseconds]] = {name: [] for name in running}
-    for opened in running.values():
-        opened.measure(0, config.warmup)
-    for index, block in enumerate(blocks):
+    for name, opened in running.items():
+        opened.measure(0, schedule.warmup(name))
+    for index, block in enumerate(schedule.blocks):
         for name in _turn(running, index):
-            parts[name].append(running[name].measure(block, _LEAD_IN))
-            computed = running[name].compute(block, _LEAD_IN) if config.compute else None
+            parts[name].append(running[name].measure(block, schedule.lead_in))
+            computed = running[name].compute(block, schedule.lead_in) if config.compute else None
             alone[name] += [] if computed is None else [computed]
             notify(f"{name} {np.median(parts[name][-1]) / 1e6:.3f} ms")
     for name, opened in running.items():
@@ -196,11 +205,6 @@ def _summary(name: str, engine: Path, times: _EngineTimes, folder: Path, no_comp
         layers=extras.layers,
         not_measured={**({} if times.compute else {"compute": no_compute}), **extras.not_measured},
     )
-
-
-def _split(count: int, parts: int) -> list[int]:
-    """Split a count into parts that are as equal as can be, the larger first."""
-    return [count // parts + (part < count % parts) for part in range(parts)]
 
 
 def _turn(engines: Mapping[str, object], index: int) -> list[str]:

@@ -22,10 +22,11 @@ def correlated(count, inputs, seed):
     )
 
 
-def moments_of(z, y):
-    found = LayerMoments.empty(np.empty((len(z), z.shape[2], y.shape[2])))
-    for part in np.array_split(np.arange(z.shape[1]), 3):
-        found.add(z[:, part], y[:, part])
+def moments_of(z, x):
+    parts = np.array_split(np.arange(z.shape[1]), 3)
+    found = LayerMoments.around(z[:, parts[0]])
+    for part in parts:
+        found.add(z[:, part], x[:, part])
     return found
 
 
@@ -49,7 +50,7 @@ def output_error(weights, levels, scales, x, z, *, centred):
 def test_the_output_is_nearer_than_with_the_nearest_levels(problem, centred):
     weights, scales, x, z = problem
     nearest = np.clip(np.round(weights / scales), -7, 7)
-    levels = choose_levels(weights, scales, moments_of(z, x @ weights), 7, centred)
+    levels = choose_levels(weights, scales, moments_of(z, x), 7, centred)
     assert (levels == np.round(levels)).all()
     assert np.abs(levels).max() <= 7
     ours, plain = (output_error(weights, q, scales, x, z, centred=centred) for q in (levels, nearest))
@@ -58,7 +59,7 @@ def test_the_output_is_nearer_than_with_the_nearest_levels(problem, centred):
 
 def test_no_single_level_could_be_better(problem):
     weights, scales, x, z = problem
-    moments = moments_of(z, x @ weights)
+    moments = moments_of(z, x)
     levels = choose_levels(weights, scales, moments, 7, centred=True)
     variances = z.var(1).mean(1)
 
@@ -79,7 +80,7 @@ def test_an_input_that_never_moves_keeps_its_nearest_level():
     weights = random.normal(size=(1, 3, 4))
     scales = np.full((1, 1, 4), 0.1)
     z = np.zeros((1, 50, 3))
-    assert (choose_levels(weights, scales, moments_of(z, z @ weights), 64, True) == np.round(weights / 0.1)).all()
+    assert (choose_levels(weights, scales, moments_of(z, z), 64, True) == np.round(weights / 0.1)).all()
 
 
 def graph_of(nodes, stored, shape):
@@ -216,7 +217,7 @@ def test_the_chunks_do_not_matter(model, samples, tmp_path):
 
 @pytest.mark.parametrize("depth", [12, 48])
 def test_a_deep_network_is_nearer_too(tmp_path, depth):
-    """Beyond 16 layers several depths share a pass: each must not make good what others already did."""
+    """Each layer makes good what those before it left, and not what others already did."""
     qdq, floats = deep(tmp_path, depth)
     feeds = {"image": inputs(400, seed=2)}
     exact = run(floats, feeds)["logits"]

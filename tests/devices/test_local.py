@@ -161,6 +161,18 @@ def test_fewer_inferences_than_processes(files, tmp_path):
     assert (engine.latency.n, len(engine.load_ms)) == (2, 3)
 
 
+def test_a_profile_keeps_its_limit(files, tmp_path):
+    begin = time.monotonic()
+    result = profile(files, tmp_path, iterations=10**7, warmup=10**6, cold_starts=3, limit_s=8)
+    assert time.monotonic() - begin < 3 * 8  # what it is held to, on a machine that others slow down
+    for engine in result.engines:
+        raw = np.load(tmp_path / engine.raw_file)
+        assert 6 <= engine.latency.n == len(raw) < 10**7
+        assert len(engine.load_ms) == result.processes
+        assert engine.latency == latency_from(*np.array_split(raw, result.processes))
+        assert engine.layers
+
+
 def test_computing_alone_is_timed_beside(profiled):
     result, folder, _, _ = profiled
     for engine in result.engines:

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from edgekd.files import JsonObject
     from edgekd.pipeline.target.context import Context, EvaluatedCandidate
     from edgekd.stages.progress import StageReporter
-    from edgekd.stages.stage import Done
+    from edgekd.stages.stage import Done, StageTime
+
+#: A profile may take this long however short the stages before it were, which may have been up to date.
+_LEAST_PROFILE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def _describe_bundle(bundled: Bundled) -> str:
 
 
 PROFILE: StageSpec[Profile] = StageSpec(
-    "profile", 5, Profile, ("numpy",), "time the float networks and the candidates in turns", _describe_profile
+    "profile", 6, Profile, ("numpy",), "time the float networks and the candidates in turns", _describe_profile
 )
 BUNDLE: StageSpec[Bundled] = StageSpec(
     "bundle", 9, Bundled, (), "put together what ships, with its evidence", _describe_bundle
@@ -80,7 +83,8 @@ def profile(context: Context, candidates: Sequence[EvaluatedCandidate]) -> Done[
             drop_embeddings(context.exported.folder / onnx_name(name), engines[name])
         graphs = {**engines, **{candidate.name: candidate.prepared.folder / DEPLOY for candidate in candidates}}
         engines |= {candidate.name: candidate.engine for candidate in candidates}
-        measured = device.profile(engines, context.runtime, context.test, folder, config, report.advance)
+        limited = msgspec.structs.replace(config, limit_s=_limit_s(config.limit_s, context.runner.times))
+        measured = device.profile(engines, context.runtime, context.test, folder, limited, report.advance)
         return assign_branches(measured, {name: branches(graph) for name, graph in graphs.items()})
 
     inputs = {
@@ -89,6 +93,11 @@ def profile(context: Context, candidates: Sequence[EvaluatedCandidate]) -> Done[
     }
     settings = {**msgspec.to_builtins(config), **context.device_identity()}
     return context.stage(PROFILE, config=settings, inputs=inputs, run=run)
+
+
+def _limit_s(limit_s: float, before: Sequence[StageTime]) -> float:
+    """Return the limit of a profile in s: no more than the stages of this build took before it; 0 for none."""
+    return min(limit_s, max(_LEAST_PROFILE_S, sum(stage.seconds for stage in before)))
 
 
 def bundle(context: Context, shipped: EvaluatedCandidate, profiled: Done[Profile] | None) -> Done[Bundled]:

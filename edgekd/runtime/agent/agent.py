@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from edgekd.runtime.agent.serve import Answer, Jobs
     from edgekd.runtime.session import Array, Session
 
-#: Inferences under the library's profiler.
-_LAYER_RUNS = 100
-
 
 class Agent:
     """One engine on this machine, and the jobs that it can be given.
@@ -134,8 +131,8 @@ class Agent:
             return {"energy": None, "reason": str(error)}
         return {"energy": asdict(measured)}
 
-    def layers(self) -> Answer:
-        """Close the engine, run it once more under the library's profiler, and return the times of its layers.
+    def layers(self, runs: int) -> Answer:
+        """Close the engine, run it ``runs`` times under the library's profiler, and return the times of its layers.
 
         ``layers`` is null where the library has no profiler that edgekd knows.
         """
@@ -144,7 +141,7 @@ class Agent:
         assert runtime is not None  # what opened the engine
         assert opened is not None
         self._close()
-        times = runtime.layer_times(*opened, list(itertools.islice(rows, _LAYER_RUNS)))
+        times = runtime.layer_times(*opened, list(itertools.islice(rows, runs)))
         return {"layers": None if times is None else [asdict(layer) for layer in times]}
 
     def evaluate(self, inputs: str, outputs: str, batch: int) -> Answer:
