@@ -75,7 +75,7 @@ class ImportedOrigin:
     def metric(self) -> Metric:
         """The accuracy of the first output of classes: labels are of that one."""
         facts = self.exported.result.facts
-        named = next(iter(facts.classes)) if len(facts.outputs) > 1 else None
+        named = next(iter(facts.classes), None) if len(facts.outputs) > 1 else None
         accuracy = default_metric({"": OutputKind()})
         assert accuracy is not None
         if named is None:
