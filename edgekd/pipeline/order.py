@@ -10,6 +10,8 @@ from edgekd.pipeline.imported_source import IMPORT
 from edgekd.pipeline.preflight import PREFLIGHT, PREFLIGHT_EXPORT
 from edgekd.pipeline.pruning import PRUNE, PRUNE_CHECK
 from edgekd.pipeline.rehearsal import REHEARSAL
+from edgekd.pipeline.target.agree import AGREE
+from edgekd.pipeline.target.agreed_origin import REFORM
 from edgekd.pipeline.target.blame import BLAME
 from edgekd.pipeline.target.compile import COMPILE, compiles
 from edgekd.pipeline.target.details import DETAILS
@@ -134,6 +136,7 @@ ORDER = (
     OrderedStage(EXPORT, "opset", _trains),
     OrderedStage(ROBUSTNESS, "build", _measures_robustness),
     OrderedStage(IMPORT, "build", _imports),
+    OrderedStage(AGREE, "target", _always),
     OrderedStage(QUANTIZE, "target", _always),
     OrderedStage(COMPILE, "target", _compiles),
     OrderedStage(EVALUATE, "target", _has_device),
@@ -141,6 +144,7 @@ ORDER = (
     OrderedStage(BLAME, "target", _on_demand),
     OrderedStage(REPAIR, "target", _on_demand),
     OrderedStage(QAT, "target", _on_demand),
+    OrderedStage(REFORM, "target", _on_demand),
     OrderedStage(PROFILE, "target", _has_latency),
     OrderedStage(MISSING, "target", _always),
     OrderedStage(JUDGE, "target", _always),

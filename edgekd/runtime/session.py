@@ -192,6 +192,8 @@ def run_rows(session: Session, feeds: Feeds, batch: int) -> dict[str, Array]:
         session.run({name: array[start : start + step] for name, array in feeds.items()})
         for start in range(0, rows, step)
     ]
+    if len(parts) == 1:  # whose outputs need not have a dimension for the batch
+        return parts[0]
     for name in parts[0]:
         _require_one_size(name, parts, rows)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -12,6 +12,7 @@ from edgekd.errors import OutputError, TargetRefused
 from edgekd.files import make_folder
 from edgekd.pipeline.build import prepare
 from edgekd.pipeline.output import writing
+from edgekd.pipeline.target.agree import AGREE, agree
 from edgekd.pipeline.target.blame import BLAME
 from edgekd.pipeline.target.compile import COMPILE
 from edgekd.pipeline.target.evaluate import CHECK, EVALUATE
@@ -84,7 +85,7 @@ def check(
         EdgekdError: Any error that a user can cause; of several targets, that all refused.
     """
     loaded, _ = resolve_recipe(recipe, overrides)
-    stages = (QUANTIZE, COMPILE, EVALUATE, CHECK)
+    stages = (AGREE, QUANTIZE, COMPILE, EVALUATE, CHECK)
     on = resolve_targets(targets)
     observer = observer or Silent()
     with prepare(loaded, on, Path(cache), devices=devices, observer=observer, only=stages) as prepared:
@@ -99,10 +100,11 @@ def check(
 
 
 def _check(context: Context) -> TargetCheck:
+    context, agreement = agree(context)
     checked = check_target(context)
     ledgers = {candidate.name: candidate.ledger for candidate in checked.candidates}
     device = "no device" if isinstance(context.device, Absent) else context.device.name
-    return TargetCheck(context.target.name, device, ledgers, checked.facts)
+    return TargetCheck(context.target.name, device, ledgers, (f"{agreement}.", *checked.facts))
 
 
 def suggest_limits(
@@ -167,7 +169,7 @@ def blame(
 
     loaded, name = resolve_recipe(recipe, overrides)
     paths, on = resolve_paths(output, cache, name), resolve_targets(targets)
-    observer, stages = observer or Silent(), (QUANTIZE, BLAME)
+    observer, stages = observer or Silent(), (AGREE, QUANTIZE, BLAME)
     places = [f"{target.name}/{name}" for target in on for name in BLAME_PLACES]
     paths.check(places)
     with prepare(loaded, on, paths.cache, devices=devices, observer=observer, only=stages) as prepared:

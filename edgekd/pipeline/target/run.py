@@ -12,6 +12,7 @@ from edgekd.devices.ssh.device import SshDevice
 from edgekd.errors import ModelError, TargetError
 from edgekd.gram.gate import FINETUNED
 from edgekd.pipeline.publish import BUNDLE, ENGINES, REJECTED, Files, files_below
+from edgekd.pipeline.target.agree import agree
 from edgekd.pipeline.target.blame import blame_candidate
 from edgekd.pipeline.target.context import BUNDLED
 from edgekd.pipeline.target.details import detail_shipped
@@ -80,6 +81,7 @@ def check(context: Context) -> CheckedCandidates:
 
 def build_target(context: Context) -> FinishedTarget:
     """Run or read every stage of the target."""
+    context, agreement = agree(context)
     checked = check(context)
     profiled = profile(context, checked.candidates) if context.timed else None
     results = candidate_results(checked.candidates, profiled.result if profiled else None)
@@ -98,7 +100,7 @@ def build_target(context: Context) -> FinishedTarget:
         results=results,
         profiled=name_shipped(profiled.result, choice.name) if profiled else None,
         compiled=[evaluation.compiled for evaluation in checked.evaluations if evaluation.compiled],
-        facts=(*checked.facts, *notes),
+        facts=(f"{agreement}.", *checked.facts, *notes),
     )
     folders = {
         BUNDLE if result.bundle else REJECTED: files_below(bundled.folder / BUNDLED),
@@ -132,7 +134,7 @@ def build_targets(contexts: Mapping[str, Context], refusals: Refusals) -> dict[s
             finished[name] = refusals.attempt(name, partial(build_target, context))
     for names in boards.values():
         for name in names:  # computes on this host, where each is to have all cores
-            refusals.attempt(name, partial(write_candidates, contexts[name]))
+            refusals.attempt(name, partial(_write, contexts[name]))
 
     def build_on(names: list[str]) -> dict[str, FinishedTarget | None]:
         left = [name for name in names if name not in refusals.errors]
@@ -148,6 +150,10 @@ def build_targets(contexts: Mapping[str, Context], refusals: Refusals) -> dict[s
     return {name: done for name in contexts if (done := finished.get(name))}
 
 
+def _write(context: Context) -> None:
+    write_candidates(agree(context)[0])
+
+
 def find_blame(context: Context) -> Blame:
     """Find out what breaks the INT8 that the target prefers.
 
@@ -157,6 +163,7 @@ def find_blame(context: Context) -> Blame:
     """
     if not any(spec.quantizer for spec in candidate_specs(context.target, context.recipe.quantize.precision)):
         raise TargetError(f"target '{context.target.name}' is built without INT8 here: there is nothing to blame")
+    context, _ = agree(context)
     candidates, refused = write_candidates(context)
     int8 = next((candidate for candidate in candidates if candidate.spec.quantizer), None)
     if int8 is None:
