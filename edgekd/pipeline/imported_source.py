@@ -76,10 +76,10 @@ class ImportedOrigin:
     def metric(self) -> Metric:
         """The accuracy of the first output of classes: labels are of that one, and without it there are none."""
         facts = self.exported.result.facts
-        named = next(iter(facts.classes), None) if len(facts.outputs) + len(facts.states) > 1 else None
+        named = next(iter(facts.classes), None)  # of none there are no labels
         accuracy = default_metric({"": OutputKind()})
         assert accuracy is not None
-        if named is None:
+        if len({*facts.outputs, *facts.states.values()}) == 1:
             return accuracy.compute
         return lambda answer, targets: accuracy.compute(answer[named], targets)
 

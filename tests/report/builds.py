@@ -216,7 +216,7 @@ def write_profile(folder, measured, kept=None):
         **{"schema_version": 3, "edgekd": "0", "target": "cpu", "runtime": "onnxruntime", "options": {}},
         **{"precision": "int8", "released": kept.verdict != "fail", "verdict": kept.verdict},
         **{"reasons": list(kept.reasons), "task": {"name": "gestures", "metric": kept.metric}, "inputs": []},
-        **{"outputs": [], "versions": {}, "measurements": {}, "files": {}},
+        **{"outputs": [], "states": [], "versions": {}, "measurements": {}, "files": {}},
     )
     folder.mkdir(exist_ok=True)
     np.save(folder / engine.raw_file, timings(engine.latency.p50.value_ms))

@@ -50,7 +50,7 @@ def test_a_manifest_keeps_its_published_schema(pristine):
     [
         lambda m: m.pop("outputs"),
         lambda m: m.update(extra=1),
-        lambda m: m.update(schema_version=6),
+        lambda m: m.update(schema_version=7),
         lambda m: m.pop("digest"),
         lambda m: m.update(digest="0"),
         lambda m: m.update(verdict="maybe"),
@@ -71,7 +71,7 @@ def test_the_schema_is_strict(pristine, edit):
 
 def test_a_manifest_says_what_is_in_the_folder(pristine):
     manifest = load(pristine).manifest
-    assert (manifest.schema_version, manifest.edgekd, manifest.released) == (5, edgekd.__version__, True)
+    assert (manifest.schema_version, manifest.edgekd, manifest.released) == (6, edgekd.__version__, True)
     assert manifest.files.keys() == {"deploy.onnx", "probe.onnx", "ledger.json", "reference.npz"}
     assert manifest.files["ledger.json"]["bytes"] == 2
     assert {output["name"]: (output["shape"], output["variants"]) for output in manifest.outputs} == {
@@ -281,8 +281,8 @@ def test_a_manifest_that_is_not_json(folder, text):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.pop("schema_version"), "has schema_version None, and edgekd .* reads 5 only"),
-        (lambda m: m.update(schema_version=3), "has schema_version 3, and edgekd .* 5 only; build the bundle again"),
+        (lambda m: m.pop("schema_version"), "has schema_version None, and edgekd .* reads 6 only"),
+        (lambda m: m.update(schema_version=3), "has schema_version 3, and edgekd .* 6 only; build the bundle again"),
         (lambda m: m.update(schema_version=True), "has schema_version True"),
         (lambda m: m.pop("outputs"), "has no 'outputs'"),
         (lambda m: m.update(files=[]), "'files' must be a dict, not a list"),
