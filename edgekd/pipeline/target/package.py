@@ -64,7 +64,7 @@ PROFILE: StageSpec[Profile] = StageSpec(
     "profile", 5, Profile, ("numpy",), "time the float networks and the candidates in turns", _describe_profile
 )
 BUNDLE: StageSpec[Bundled] = StageSpec(
-    "bundle", 8, Bundled, (), "put together what ships, with its evidence", _describe_bundle
+    "bundle", 9, Bundled, (), "put together what ships, with its evidence", _describe_bundle
 )
 
 
