@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.compress.graph import save
 from edgekd.compress.quantizers.quantizer import Quantizer
+from edgekd.compress.quantizers.unsigned import make_unsigned
 from edgekd.files import need
 from edgekd.runtime.backends.telemetry import no_telemetry
 
@@ -25,7 +26,8 @@ def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Pat
 
     Ranges are the extremes over all samples, whatever ranges their calibration names: NNCF's default is an average
     over samples, which clips heavy tails, and its bias correction undoes the gain. NNCF itself decides the type of
-    each activation (uint8 where none is negative, else int8) and leaves biases float.
+    each activation (uint8 where none is negative, else int8), of which int8 becomes uint8 where the scheme wants that,
+    and leaves biases float.
 
     Args:
         prepared: The float graph, its constants folded.
@@ -44,7 +46,10 @@ def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Pat
         ignored = {node.name for node in graph.graph.node if node.op_type not in scheme.operators}.union(floats)
         scope = nncf.IgnoredScope(names=sorted(ignored), validate=False)
         dataset = nncf.Dataset(samples)
-        save(nncf.quantize(graph, dataset, ignored_scope=scope, **_arguments(nncf, samples, scheme)), quantized)
+        written = nncf.quantize(graph, dataset, ignored_scope=scope, **_arguments(nncf, samples, scheme))
+        if scheme.activations == "uint8":
+            make_unsigned(written.graph)
+        save(written, quantized)
     return quantized
 
 
