@@ -52,7 +52,7 @@ def _describe(written: QuantizedCandidates) -> str:
 
 
 QUANTIZE: StageSpec[QuantizedCandidates] = StageSpec(
-    "quantize", 12, QuantizedCandidates, ("onnx", "onnxruntime"), "write the candidates in INT8 and float", _describe
+    "quantize", 13, QuantizedCandidates, ("onnx", "onnxruntime"), "write the candidates in INT8 and float", _describe
 )
 
 
