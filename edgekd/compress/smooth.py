@@ -1,8 +1,10 @@
-"""Outlier channels of what a MatMul reads: their magnitude moves into the weights, which have a scale for each column.
+"""Outlier channels of what a layer reads: their magnitude moves into the weights, which have scales of their own.
 
 One scale for a tensor in which a few channels are a hundred times larger than the others leaves those others one or two
 levels. Divided by a factor for each channel, and its weights multiplied with it, the layer computes the same (Xiao et
 al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models", arXiv 2211.10438).
+Where a layer before makes the channels, through nothing but a Relu, its weights take up the division (Nagel et al.,
+"Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv 1906.04721).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.compress.graph import copy, drop_unread, initializers, open_at, producers, sort_nodes
+from edgekd.compress.graph import copy, drop_unread, initializers, open_at, producers, reads, sort_nodes
 from edgekd.compress.quantizers.names import Names
 from edgekd.files import need
 
@@ -35,25 +37,34 @@ _SHARE = 0.5
 _LEAST = 1e-3
 
 
+#: Operators of which f(s x) = s f(x) for s > 0, and which keep channels apart.
+_HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "Identity"})
+
+
 @dataclass(frozen=True)
 class _Group:
-    """The layers that read one activation, each with weights of its own [channels, outputs], or transposed.
+    """The layers that read one activation, each with weights of its own.
 
     Attributes:
-        tensor: The activation [..., channels].
-        layers: The MatMul and Gemm nodes.
+        tensor: The activation; its channels are the second dimension for Conv, and the last one for MatMul and Gemm.
+        layers: The Conv nodes, or the MatMul and Gemm nodes.
     """
 
     tensor: str
     layers: tuple[NodeProto, ...]
+
+    @property
+    def of_maps(self) -> bool:
+        """Whether the layers are convolutions."""
+        return self.layers[0].op_type == "Conv"
 
 
 def smooth(floats: ModelProto, samples: Iterable[Feeds]) -> tuple[ModelProto, tuple[str, ...]]:
     """Return a float graph without the outlier channels that layers read, and the names of these activations.
 
     With a the largest magnitudes of an activation's channels and w those of their weights, over all layers that read
-    it, the channels are divided by a^0.5 / w^0.5. Where a LayerNormalization makes the activation for these layers
-    alone, its scale and bias are; else a Mul is inserted.
+    it, the channels are divided by a^0.5 / w^0.5. Where a LayerNormalization or a layer makes the activation for these
+    layers alone, its stored tensors are. Else a Mul is inserted before MatMul and Gemm, and Conv stays as it is.
 
     Args:
         floats: The float graph, its constants folded and its nodes named; it is not changed.
@@ -61,13 +72,14 @@ def smooth(floats: ModelProto, samples: Iterable[Feeds]) -> tuple[ModelProto, tu
     """
     model = copy(floats)
     groups = _groups(model)
-    ranges = _channel_magnitudes(model, [group.tensor for group in groups], samples) if groups else {}
+    ranges = _channel_magnitudes(model, groups, samples) if groups else {}
     writer = _Writer(model)
     smoothed = []
     for group in groups:
         magnitudes = ranges.get(group.tensor)
-        if magnitudes is not None and magnitudes.max() > _OUTLIER * np.median(magnitudes) > 0:
-            writer.divide(group, magnitudes)
+        if magnitudes is None or not magnitudes.max() > _OUTLIER * np.median(magnitudes) > 0:
+            continue
+        if writer.divide(group, magnitudes):
             smoothed.append(group.tensor)
     sort_nodes(model.graph)
     drop_unread(model.graph)
@@ -75,29 +87,33 @@ def smooth(floats: ModelProto, samples: Iterable[Feeds]) -> tuple[ModelProto, tu
 
 
 def _groups(model: ModelProto) -> list[_Group]:
-    """Return the activations that layers with stored weights of their own read."""
+    """Return the activations that layers with stored weights of their own read, in the order of the graph."""
     graph, stored, made = model.graph, initializers(model.graph), producers(model.graph)
     read = Counter(name for node in graph.node for name in node.input)
     layers: dict[str, list[NodeProto]] = defaultdict(list)
     for node in graph.node:
-        if node.op_type not in ("MatMul", "Gemm") or node.input[0] not in made or _attribute(node, "transA"):
+        if node.op_type not in ("MatMul", "Gemm", "Conv") or node.input[0] not in made or _attribute(node, "transA"):
             continue
         weight = stored.get(node.input[1])
-        if weight is not None and len(weight.dims) == 2 and read[weight.name] == 1:
+        if weight is not None and read[weight.name] == 1 and (node.op_type == "Conv" or len(weight.dims) == 2):
             layers[node.input[0]].append(node)
-    return [_Group(tensor, tuple(nodes)) for tensor, nodes in layers.items()]
+    groups = [_Group(tensor, tuple(nodes)) for tensor, nodes in layers.items()]
+    return [group for group in groups if len({node.op_type == "Conv" for node in group.layers}) == 1]
 
 
-def _channel_magnitudes(model: ModelProto, tensors: Sequence[str], samples: Iterable[Feeds]) -> dict[str, Doubles]:
-    """Return the largest magnitude of each channel, the last dimension, of those tensors that are finite."""
-    session = open_at(model, tensors, threads=0)
+def _channel_magnitudes(model: ModelProto, groups: Sequence[_Group], samples: Iterable[Feeds]) -> dict[str, Doubles]:
+    """Return the largest magnitude of each channel of the groups' activations, of those that are finite."""
+    names = [group.tensor for group in groups]
+    session = open_at(model, names, threads=0)
     given = {value.name for value in session.get_inputs()}
     found: dict[str, Doubles] = {}
     for feeds in samples:
-        values = session.run(list(tensors), {name: x for name, x in feeds.items() if name in given})
-        for name, x in zip(tensors, values, strict=True):
-            largest = np.abs(x.astype(np.float64)).reshape(-1, x.shape[-1]).max(0)
-            found[name] = np.maximum(found.get(name, 0), largest)
+        values = session.run(names, {name: x for name, x in feeds.items() if name in given})
+        for group, x in zip(groups, values, strict=True):
+            axis = 1 if group.of_maps else x.ndim - 1
+            others = tuple(other for other in range(x.ndim) if other != axis)
+            largest: Doubles = np.abs(x).max(others, initial=0).astype(np.float64)
+            found[group.tensor] = np.maximum(found[group.tensor], largest) if group.tensor in found else largest
     return {name: x for name, x in found.items() if np.isfinite(x).all()}
 
 
@@ -108,30 +124,67 @@ class _Writer:
         self._graph, self._names = model.graph, Names(model.graph)
         self._onnx = need("onnx", "build")
         self._stored, self._made = initializers(model.graph), producers(model.graph)
-        self._readers = Counter(name for node in model.graph.node for name in node.input)
+        self._readers = Counter(name for node in model.graph.node for name in reads(node))
         self._outputs = {value.name for value in model.graph.output}
 
-    def divide(self, group: _Group, magnitudes: Doubles) -> None:
-        """Divide the channels of a group's activation [channels] by factors that its weights take up."""
-        weights = [self._weight(node) for node in group.layers]
-        of_weights = np.max([np.abs(weight).max(1) for weight in weights], axis=0)
-        factors = _positive(magnitudes) ** _SHARE / _positive(of_weights) ** (1 - _SHARE)
-        for node, weight in zip(group.layers, weights, strict=True):
-            product = weight * factors[:, None]
-            self._store(node, 1, product.T if _attribute(node, "transB") else product)
-        norm = self._made[group.tensor]
-        alone = self._readers[group.tensor] == len(group.layers) and group.tensor not in self._outputs
-        if alone and self._is_foldable(norm, len(factors)):
-            for index in range(1, len(norm.input)):
-                self._store(norm, index, self._value(norm.input[index]) / factors)
-            return
-        self._insert(group, 1 / factors)
+    def divide(self, group: _Group, magnitudes: Doubles) -> bool:
+        """Divide the channels of a group's activation by factors that its weights take up; return whether it can.
 
-    def _is_foldable(self, node: NodeProto, channels: int) -> bool:
-        """Whether a node ends in a scale, and maybe a bias, of each channel."""
-        if node.op_type != "LayerNormalization" or len(node.output) > 1:
+        Args:
+            group: The activation and the layers that read it.
+            magnitudes: The largest magnitudes of its channels [channels].
+        """
+        of_weights = np.max([_by_channel(node, self._value(node.input[1])) for node in group.layers], axis=0)
+        factors = _positive(magnitudes) ** _SHARE / _positive(of_weights) ** (1 - _SHARE)
+        makers = self._makers(group, len(factors))
+        if makers is None and group.of_maps:
             return False
-        return all(name in self._stored and list(self._stored[name].dims) == [channels] for name in node.input[1:])
+        for node in group.layers:
+            self._store(node, 1, _times(node, self._value(node.input[1]), factors))
+        if makers is None:
+            self._insert(group, 1 / factors)
+        for node, index in makers or ():
+            value = self._value(node.input[index])
+            by_row = node.op_type == "Conv" or _attribute(node, "transB")
+            along_rows = index == 1 and value.ndim > 1 and by_row
+            shape = [-1, *[1] * (value.ndim - 1)] if along_rows else [-1]
+            self._store(node, index, value / factors.reshape(shape))
+        return True
+
+    def _makers(self, group: _Group, channels: int) -> list[tuple[NodeProto, int]] | None:
+        """Return the stored inputs, as nodes and indices, that make the channels of a group's activation.
+
+        Returns:
+            None where there are none, or where others read the activation too.
+        """
+        tensor, readers = group.tensor, len(group.layers)
+        found: list[tuple[NodeProto, int]] = []
+        while (node := self._made.get(tensor)) is not None:
+            if self._readers[tensor] != readers or tensor in self._outputs or len(node.output) > 1:
+                return None
+            ends = ("Conv",) if group.of_maps else ("MatMul", "Gemm", "LayerNormalization")
+            if node.op_type in ends:
+                found += [(node, index) for index in range(1, len(node.input))]
+                return found if all(self._gives(*pair, channels) for pair in found) else None
+            vector = next((i for i, name in enumerate(node.input) if name in self._stored), None)
+            if node.op_type == "Add" and vector is not None and not group.of_maps:
+                found.append((node, vector))
+                tensor = node.input[1 - vector]
+            elif node.op_type in _HOMOGENEOUS:
+                tensor = node.input[0]
+            else:
+                return None
+            readers = 1
+        return None
+
+    def _gives(self, node: NodeProto, index: int, channels: int) -> bool:
+        """Whether a node's input is stored and has one value, or one row or column of weights, for each channel."""
+        if node.input[index] not in self._stored:
+            return False
+        dims = list(self._stored[node.input[index]].dims)
+        if len(dims) < 2 or index != 1:
+            return dims == [channels]
+        return dims[0 if node.op_type == "Conv" or _attribute(node, "transB") else -1] == channels
 
     def _insert(self, group: _Group, inverse: Doubles) -> None:
         factor, divided = self._names.tensor(f"{group.tensor}_factor"), self._names.tensor(f"{group.tensor}_smooth")
@@ -141,11 +194,6 @@ class _Writer:
             layer.input[0] = divided
         self._graph.node.append(node)
 
-    def _weight(self, node: NodeProto) -> Doubles:
-        """Return a layer's weights [channels, outputs]."""
-        value = self._value(node.input[1])
-        return value.T if _attribute(node, "transB") else value
-
     def _value(self, name: str) -> Doubles:
         value: Doubles = self._onnx.numpy_helper.to_array(self._stored[name]).astype(np.float64)
         return value
@@ -154,7 +202,30 @@ class _Writer:
         """Let a node read another stored tensor."""
         name = self._names.tensor(f"{node.input[index]}_smooth")
         self._graph.initializer.append(self._onnx.numpy_helper.from_array(value.astype(np.float32), name))
+        self._stored[name] = self._graph.initializer[-1]
         node.input[index] = name
+
+
+def _grouped(node: NodeProto, weight: Doubles) -> Doubles:
+    """Return weights as [groups, outputs of a group, channels of a group, positions]."""
+    if node.op_type == "Conv":
+        groups = _attribute(node, "group", 1)
+        return weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
+    return (weight if _attribute(node, "transB") else weight.T)[None, ..., None]
+
+
+def _by_channel(node: NodeProto, weight: Doubles) -> Doubles:
+    """Return the largest magnitude of the weights of each channel that a layer reads [channels]."""
+    return np.asarray(np.abs(_grouped(node, weight)).max((1, 3)).ravel())
+
+
+def _times(node: NodeProto, weight: Doubles, factors: Doubles) -> Doubles:
+    """Return weights multiplied with a factor for each channel that the layer reads [channels]."""
+    grouped = _grouped(node, weight)
+    product = grouped * factors.reshape(len(grouped), 1, -1, 1)
+    if node.op_type == "Conv":
+        return product.reshape(weight.shape)
+    return product[0, ..., 0] if _attribute(node, "transB") else product[0, ..., 0].T
 
 
 def _positive(magnitudes: Doubles) -> Doubles:
@@ -162,5 +233,5 @@ def _positive(magnitudes: Doubles) -> Doubles:
     return np.maximum(magnitudes, max(_LEAST * float(np.median(magnitudes)), np.finfo(np.float32).tiny))
 
 
-def _attribute(node: NodeProto, name: str) -> int:
-    return next((int(item.i) for item in node.attribute if item.name == name), 0)
+def _attribute(node: NodeProto, name: str, default: int = 0) -> int:
+    return next((int(item.i) for item in node.attribute if item.name == name), default)

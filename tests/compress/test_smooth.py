@@ -86,6 +86,82 @@ def test_a_smoothed_graph_computes_the_same(tmp_path, tail, transposed):
     assert error(run(model, feeds)["y"], run(smoothed, feeds)["y"]) < 1e-5
 
 
+CONVOLUTIONS = {
+    "dense": {"second": (16, 8, 3, 3), "group": 1},
+    "grouped": {"second": (16, 4, 3, 3), "group": 2},
+    "depthwise": {"second": (8, 1, 3, 3), "group": 8},
+}
+
+
+def convolutions(second, group, limit="Relu", gain=100.0):
+    """Return two convolutions with a limit between, whose first one gives channels of unlike magnitudes."""
+    gains = np.where(np.arange(8) % 4 == 1, gain, 1.0)
+    weight = random(*second, seed=3)
+    by_channel = gains.reshape(group, 1, -1, 1, 1)
+    weight = (weight.reshape(group, second[0] // group, *second[1:]) / by_channel).reshape(second)
+    bounds = ["low", "high"] if limit == "Clip" else []
+    nodes = [
+        node("Conv", ["x", "k", "kb"], ["c"], name="first"),
+        node(limit, ["c", *bounds], ["r"], name="limit"),
+        node("Conv", ["r", "k2"], ["d"], name="second", group=group),
+        node("GlobalAveragePool", ["d"], ["p"], name="pool"),
+        node("Flatten", ["p"], ["f"], name="flat"),
+        node("MatMul", ["f", "w"], ["y"], name="head"),
+    ]
+    first = random(8, 4, 3, 3) * gains.reshape(-1, 1, 1, 1)
+    tensors = stored(k=first, kb=0.1 * gains, k2=weight, w=random(second[0], 3), low=np.float32(0), high=np.float32(6))
+    return graph(nodes, {"x": [4, 10, 10]}, tensors)
+
+
+@pytest.mark.parametrize("shapes", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+@pytest.mark.parametrize("limit", ["Relu", "LeakyRelu", "Identity"])
+def test_a_convolution_takes_up_the_outlier_channels_of_the_next(tmp_path, shapes, limit):
+    model = convolutions(**shapes, limit=limit)
+    feeds = samples(model, tmp_path)
+    smoothed, names = smooth(model, [feeds])
+    assert names == ("r",)
+    assert len(smoothed.graph.node) == len(model.graph.node), "nothing is inserted before a convolution"
+    assert error(run(model, feeds)["y"], run(smoothed, feeds)["y"]) < 1e-5
+
+
+def test_int8_of_convolutions_with_outlier_channels_comes_nearer_to_the_float_network(tmp_path, monkeypatch):
+    model = convolutions(**CONVOLUTIONS["depthwise"])
+    qdq, _, notes, feeds = written(model, tmp_path / "smooth")
+    exact = run(model, feeds)["y"]
+    assert any("are smoothed" in note for note in notes)
+    monkeypatch.setattr("edgekd.compress.quantizers.smoothed.smooth", lambda floats, samples: (floats, ()))
+    plain, _, _, _ = written(model, tmp_path / "plain")
+    assert error(exact, run(qdq, feeds)["y"]) < 0.5 * error(exact, run(plain, feeds)["y"])
+
+
+def test_a_limit_that_is_not_homogeneous_stays(tmp_path):
+    model = convolutions(**CONVOLUTIONS["dense"], limit="Clip")
+    model.graph.initializer[0].CopyFrom(stored(k=random(8, 4, 3, 3) * np.geomspace(1e-3, 1, 8).reshape(-1, 1, 1, 1))[0])
+    assert smooth(model, [samples(model, tmp_path)])[1] == ()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_linear_layer_with_a_bias_takes_up_the_outlier_channels_of_the_next(tmp_path, transposed):
+    gains = OUTLIERS
+    up, down = random(WIDTH, WIDTH, seed=1) * gains, random(WIDTH, WIDTH, seed=2) / gains[:, None]
+    nodes = [
+        node("MatMul", ["x", "wi"], ["a"], name="embed"),
+        node("Gemm", ["a", "up", "shift"], ["u"], transB=int(transposed), name="up"),
+        node("Add", ["u", "more"], ["v"], name="add"),
+        node("Relu", ["v"], ["r"], name="relu"),
+        node("Gemm", ["r", "down", "b"], ["h"], transB=int(transposed), name="down"),
+        node("MatMul", ["h", "w"], ["y"], name="head"),
+    ]
+    turned = {"up": up.T, "down": down.T} if transposed else {"up": up, "down": down}
+    rest = {"wi": random(WIDTH, WIDTH), "shift": 0.1 * gains, "more": gains, "b": random(WIDTH), "w": random(WIDTH, 3)}
+    model = graph(nodes, {"x": [WIDTH]}, stored(**{name: x.copy() for name, x in turned.items()}, **rest))
+    feeds = samples(model, tmp_path)
+    smoothed, names = smooth(model, [feeds])
+    assert names == ("r",)
+    assert "Mul" not in {item.op_type for item in smoothed.graph.node}
+    assert error(run(model, feeds)["y"], run(smoothed, feeds)["y"]) < 1e-5
+
+
 def test_without_outliers_nothing_is_smoothed(tmp_path):
     model = network(np.ones(WIDTH))
     assert smooth(model, [samples(model, tmp_path)])[1] == ()
