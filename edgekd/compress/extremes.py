@@ -11,11 +11,11 @@ from edgekd.compress.graph import copy, open_at
 from edgekd.files import need
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
     from pathlib import Path
     from typing import TypeAlias
 
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
     from edgekd.runtime.session import Feeds
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 #: Operators whose results tell what a tensor holds. ONNX Runtime's extremes pass over NaN, which its sum does not.
 _REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceSum")
+_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def find_extremes(model: ModelProto, tensors: Collection[str], samples: Iterable
         tensors: Names of its inputs or activations.
         samples: The samples in chunks.
     """
-    reduced = _reduced(model, tensors)
+    reduced = _with_nodes(model, tensors, _REDUCTIONS)
     names = [f"{tensor}:{operator}" for tensor in tensors for operator in _REDUCTIONS]
     session = open_at(reduced, names, threads=0)
     found: dict[str, Extremes] = {}
@@ -78,9 +79,22 @@ def find_extremes(model: ModelProto, tensors: Collection[str], samples: Iterable
     return found
 
 
-def _reduced(model: ModelProto, tensors: Collection[str]) -> ModelProto:
-    """Return the graph with nodes that reduce each tensor to single values, right behind the node that makes it."""
-    make = need("onnx", "build").helper.make_node
+def activation_bytes(path: Path, feeds: Feeds) -> int:
+    """Return the bytes of all float activations of a graph, inputs included, as one inference makes them.
+
+    Args:
+        path: File of the float graph.
+        feeds: Its inputs.
+    """
+    model, tensors = float_tensors(path)
+    names = [f"{tensor}:Size" for tensor in tensors]
+    session = open_at(_with_nodes(model, tensors, ("Size",)), names, threads=0)
+    sizes: list[np.integer[Any]] = session.run(names, feeds)
+    return _FLOAT_BYTES * sum(int(size) for size in sizes)
+
+
+def _with_nodes(model: ModelProto, tensors: Collection[str], operators: Sequence[str]) -> ModelProto:
+    """Return the graph with nodes of some operators that read each tensor, right behind the node that makes it."""
     reduced = copy(model)
     graph = reduced.graph
     del graph.output[:]
@@ -92,5 +106,11 @@ def _reduced(model: ModelProto, tensors: Collection[str]) -> ModelProto:
             graph.node.append(node)
         for tensor in inputs if node is None else node.output:
             if tensor in tensors:
-                graph.node.extend(make(kind, [tensor], [f"{tensor}:{kind}"], keepdims=1) for kind in _REDUCTIONS)
+                graph.node.extend(_reading(tensor, operator) for operator in operators)
     return reduced
+
+
+def _reading(tensor: str, operator: str) -> NodeProto:
+    keepdims = {"keepdims": 1} if operator in _REDUCTIONS else {}
+    node: NodeProto = need("onnx", "build").helper.make_node(operator, [tensor], [f"{tensor}:{operator}"], **keepdims)
+    return node

@@ -12,7 +12,7 @@ from edgekd.compress.oracles.rounding_aside import require_same
 from edgekd.compress.quantizers.names import Names
 from edgekd.compress.quantizers.prepare import open_samples
 from edgekd.compress.quantizers.registry import find_quantizer
-from edgekd.compress.quantizers.write import write_quantized
+from edgekd.compress.quantizers.smoothed import write_nearest
 from edgekd.compress.range_search import SAMPLES, shrink_ranges
 from edgekd.compress.rounding import reconstruct
 from edgekd.compress.variants import Candidate, CandidateSpec, count_quantized, has_half, write_variants
@@ -105,8 +105,8 @@ def run(
             Names(graph.graph).vacate()  # its conversion gives names too
         return _write_same(graph, spec, chunks, scheme, folder / spec.name)
     with scratch_folder(folder) as work, quiet():
-        written = write_quantized(find_quantizer(spec.quantizer), model, chunks, scheme, work)
-        graph, floats = onnx.load(str(written.path)), onnx.load(str(work / PREPARED))
+        written = write_nearest(find_quantizer(spec.quantizer), model, chunks, scheme, work)
+        graph, floats = (onnx.load(str(path)) for path in (written.path, written.path.parent / PREPARED))
         if not count_quantized(graph)[0]:
             operators = ", ".join(scheme.operators)
             raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")

@@ -4,11 +4,15 @@ from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
+import onnx
+import onnx_graphs
 import pytest
 from fusion import save_samples
 from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from edgekd.compress.extremes import activation_bytes
+from edgekd.compress.quantizers.prepare import open_samples
 from edgekd.compress.ranges import CalibrationSamples, find_ranges, least_error_range
 from edgekd.config.target import Calibration, Scheme
 from edgekd.errors import ModelError
@@ -228,6 +232,8 @@ def test_nothing_is_printed(prepared, samples, tmp_path, capfd):
 PEAK = """
 import sys
 from pathlib import Path
+from edgekd.compress.extremes import activation_bytes
+from edgekd.compress.quantizers.prepare import open_samples
 from edgekd.compress.ranges import CalibrationSamples, find_ranges
 from edgekd.runtime.measure.machine import peak_rss_bytes
 from edgekd.config.target import Calibration, Scheme
@@ -264,3 +270,22 @@ def test_memory_does_not_grow_with_the_samples(peak, method):
 def test_memory_grows_with_the_chunks(peak):
     """Guards the test above: it must be able to fail."""
     assert peak("minmax", MANY, chunk=MANY) > 1.1 * peak("minmax", 128)
+
+
+def test_a_chunk_holds_no_more_samples_than_memory_holds_activations_of(tmp_path):
+    wide = 1_000_000
+    nodes = [
+        onnx_graphs.node("Unsqueeze", ["x", "last"], ["u"], name="u"),
+        onnx_graphs.node("Expand", ["u", "shape"], ["wide"], name="wide"),
+        onnx_graphs.node("ReduceMax", ["wide"], ["narrow"], axes=[2], keepdims=0, name="narrow"),
+        onnx_graphs.node("MatMul", ["narrow", "w"], ["y"], name="head"),
+    ]
+    tensors = onnx_graphs.stored(last=np.array([2]), shape=np.array([1, 4, wide]), w=onnx_graphs.random(4, 3))
+    model = onnx_graphs.graph(nodes, {"x": [4]}, tensors)
+    onnx.save(model, tmp_path / "model.onnx")
+    onnx_graphs.samples(model, tmp_path)
+    usual = Calibration(description="", ranges="minmax", samples=48, chunk=64)
+    row = activation_bytes(tmp_path / "model.onnx", {"x": np.zeros((1, 4), np.float32)})
+    assert row == 4 * (4 + 4 + 4 * wide + 4 + 3)
+    samples = open_samples(tmp_path / "model.onnx", tmp_path / "samples.npz", usual)
+    assert [len(feeds["x"]) for feeds in samples] == [7] * 6 + [6], "of 16 MB each, of which 128 MB hold seven"

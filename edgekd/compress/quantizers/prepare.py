@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from edgekd.compress.extremes import activation_bytes
 from edgekd.compress.graph import drop_unread, save
 from edgekd.compress.oracles.identity import first_difference
 from edgekd.compress.quantizers.canonical import make_canonical
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 _PLAIN = (LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError, ArithmeticError)
 #: Libraries that are called for every graph.
 _LIBRARIES = frozenset({"onnx", "onnxruntime", "google"})
+
+#: Bytes of activations that one chunk of samples may have.
+_ACTIVATION_BYTES = 128_000_000
 
 #: The float graph as it was read, without what no output needs.
 _READ = "read.onnx"
@@ -149,13 +154,18 @@ def _exceptions(module: ModuleType) -> tuple[type[Exception], ...]:
 
 
 def open_samples(model: Path, samples: Path, calibration: Calibration) -> CalibrationSamples:
-    """Return the calibration samples, one at a time for a graph of batch size 1.
+    """Return the calibration samples, as many at a time as memory holds activations of; one for a graph of batch 1.
 
     Raises:
-        ModelError: The graph cannot be read.
+        ModelError: The graph cannot be read, or does not run.
     """
     with refusals(model, "ONNX Runtime"):
         inputs = need("onnx", "build").load(str(model), load_external_data=False).graph.input
-    shapes = (value.type.tensor_type.shape.dim for value in inputs)
-    takes_one_row = any(shape[0].dim_value == 1 for shape in shapes if shape)
-    return CalibrationSamples(samples, msgspec.structs.replace(calibration, chunk=1) if takes_one_row else calibration)
+        shapes = (value.type.tensor_type.shape.dim for value in inputs)
+        one = CalibrationSamples(samples, msgspec.structs.replace(calibration, chunk=1))
+        if any(shape[0].dim_value == 1 for shape in shapes if shape):
+            return one
+        names = {value.name for value in inputs}
+        row = activation_bytes(model, {name: x for name, x in next(iter(one)).items() if name in names})
+    chunk = max(1, min(calibration.chunk, _ACTIVATION_BYTES // max(row, 1)))
+    return replace(one, calibration=msgspec.structs.replace(calibration, chunk=chunk))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edgekd.compress.graph import save, sort_nodes, unquantize_outputs
 from edgekd.compress.oracles.identity import SAMPLES, Difference
 from edgekd.compress.oracles.rounding_aside import first_misquantized
+from edgekd.compress.quantizers.idle import drop_idle
 from edgekd.compress.quantizers.kept import read_float, with_limits
 from edgekd.compress.quantizers.masked import leave_float, survey
 from edgekd.compress.quantizers.prepare import QuantizerRefusal, prepare, refusals
@@ -129,6 +130,7 @@ class _Attempts:
             sort_nodes(graph.graph)
             unquantize_outputs(graph, self.floats)
             read_float(graph, self.floats, left)
+            graph = drop_idle(graph, self.floats, self.scheme.operators, left)
             return graph, first_misquantized(graph, self.floats, self.feeds, self.masked)
 
     def _refused(self, kept: Collection[str]) -> str | None:

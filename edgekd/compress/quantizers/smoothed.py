@@ -1,0 +1,79 @@
+"""Write a QDQ graph with outlier channels as they are and smoothed; keep the one that is nearer to the float graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekd.compress.graph import open_at, save
+from edgekd.compress.oracles.fused import relative_error
+from edgekd.compress.oracles.identity import first_difference, run_few
+from edgekd.compress.quantizers.write import write_quantized
+from edgekd.compress.smooth import smooth
+from edgekd.errors import ModelError
+from edgekd.files import need
+from edgekd.stages.artifacts import PREPARED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from onnx import ModelProto
+
+    from edgekd.compress.quantizers.quantizer import Quantizer
+    from edgekd.compress.quantizers.write import QuantizedGraph
+    from edgekd.compress.ranges import CalibrationSamples
+    from edgekd.config.target import Scheme
+    from edgekd.runtime.session import Feeds
+
+#: Samples on which outliers are looked for, and on which the two graphs are compared.
+_SAMPLES = 16
+_SMOOTH = "smooth.onnx"
+
+
+def write_nearest(
+    quantizer: Quantizer, model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path
+) -> QuantizedGraph:
+    """Write the QDQ graph of a float graph, with outlier channels smoothed where that is nearer to the float graph.
+
+    The arguments, and what else is raised, are those of :func:`~edgekd.compress.quantizers.write.write_quantized`. The
+    float graph that was quantized lies beside the file that is returned. A smoothed graph that computes something
+    else than the float graph, or that the quantizer refuses, is left out with a note.
+    """
+    plain = write_quantized(quantizer, model, samples, scheme, work)
+    onnx = need("onnx", "build")
+    floats = onnx.load(str(work / PREPARED))
+    few = list(samples.fewer(_SAMPLES))
+    smoothed, tensors = smooth(floats, few)
+    if not tensors:
+        return plain
+    difference = first_difference(smoothed, floats, few)
+    if difference:
+        note = f"outlier channels are not smoothed, since that changes '{difference.node}': {difference.reason}"
+        return replace(plain, notes=(*plain.notes, note))
+    folder = work / "smoothed"
+    folder.mkdir()
+    save(smoothed, work / _SMOOTH)
+    try:
+        other = write_quantized(quantizer, work / _SMOOTH, samples, scheme, folder)
+    except ModelError as error:
+        return replace(plain, notes=(*plain.notes, f"outlier channels are not smoothed: {error}"))
+    errors = [_error(onnx.load(str(written.path)), floats, few) for written in (plain, other)]
+    if not errors[1] < errors[0]:
+        return plain
+    note = (
+        f"outlier channels of {len(tensors)} activations are smoothed: the outputs' relative error falls from "
+        f"{errors[0]:.3g} to {errors[1]:.3g}"
+    )
+    return replace(other, notes=(*other.notes, note))
+
+
+def _error(qdq: ModelProto, floats: ModelProto, feeds: Sequence[Feeds]) -> float:
+    """Return the outputs' root mean square error over their own root mean square, mean over the outputs."""
+    names = [value.name for value in floats.graph.output]
+    sessions = [open_at(graph, names, threads=0) for graph in (qdq, floats)]
+    chunks = [[run_few(session, names, chunk) for chunk in feeds] for session in sessions]
+    found, exact = ([np.concatenate(parts) for parts in zip(*outputs, strict=True)] for outputs in chunks)
+    return float(np.mean([relative_error(one, other) for one, other in zip(found, exact, strict=True)]))
