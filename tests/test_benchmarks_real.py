@@ -54,14 +54,17 @@ def network_with_state(path):
             helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 4]),
             helper.make_tensor_value_info("next", TensorProto.FLOAT, [2, "batch", 8]),
         ],
-        [numpy_helper.from_array(random.normal(size=size).astype(np.float32), name) for name, size in weights.items()],
+        [
+            numpy_helper.from_array(random.normal(scale=0.3, size=size).astype(np.float32), name)
+            for name, size in weights.items()
+        ],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
 def float_scores(x):
     random = np.random.default_rng(0)
-    a, b = (random.normal(size=size).astype(np.float32) for size in ((16, 64), (64, 4)))
+    a, b = (random.normal(scale=0.3, size=size).astype(np.float32) for size in ((16, 64), (64, 4)))
     return np.maximum(x @ a, 0) @ b
 
 
