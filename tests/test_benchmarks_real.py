@@ -112,6 +112,19 @@ def test_every_contestant_quantizes_and_is_measured_as_what_it_is(modules, broug
     assert all(f"| {name}" in page for name in contestants)
 
 
+def test_what_the_gate_rejects_is_measured_all_the_same(modules, brought, monkeypatch):
+    contests = modules("real_contest")
+    strict = {**QUICK, "quantize.precision": "int8", "gate.max_divergence": 1e-9, "gate.max_flips": 0}
+    told = tuple(part for key, value in strict.items() for part in ("--set", f"{key}={value}"))
+    monkeypatch.setitem(contests.EDGEKD, "edgekd, INT8", told)
+    contests.contest(brought, "float32", brought.folder, 60)
+    row = contests.contest(brought, "edgekd, INT8", brought.folder, 300)
+    assert row.get("failed") is None
+    assert (row["released"], row["precision"]) == (False, "int8")
+    assert row["quantized_layers"] == 3
+    assert 0 < row["divergence_limits"] < 1
+
+
 def test_a_contestant_that_breaks_a_network_is_measured_as_broken(modules, brought):
     contests = modules("real_contest")
     contests.contest(brought, "float32", brought.folder, 60)
