@@ -95,7 +95,7 @@ def _model(name: str, found: Found) -> list[str]:
         ]
     licence = found["licence"]
     return [
-        f"[{name}](#{name})", found["family"], licence, _milliseconds(p50_us(found, FLOAT)), *ours,
+        name, found["family"], licence, _milliseconds(p50_us(found, FLOAT)), *ours,
         _milliseconds(p50_us(found, _INT8)), _peer(found, fastest), _peer(found, closest),
     ]  # fmt: skip
 

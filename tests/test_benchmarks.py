@@ -14,7 +14,11 @@ RESULTS = BENCHMARKS / "results"
 PAGES = ROOT / "docs" / "explanation"
 SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 #: What is made of results alone.
-MADE = sorted(path for name in ("alarm", "compress", "distill") for path in PAGES.glob(f"{name}*"))
+MADE = sorted(
+    [path for name in ("alarm", "compress", "distill") for path in PAGES.glob(f"{name}*")]
+    + [ROOT / "docs" / "reference" / "known-models.md"],
+    key=lambda path: path.name,
+)
 
 #: Runs in one process, for most of the time goes into imports: each script with ``--help``, all other modules, and the
 #: recipes of quick runs.
@@ -48,7 +52,7 @@ from pathlib import Path
 
 benchmarks, folder = map(Path, sys.argv[1:])
 sys.path.insert(0, str(benchmarks))
-import alarm, compress_page, distill_page
+import alarm, compress_page, distill_page, real_page
 
 def result(name):
     return json.loads((benchmarks / "results" / f"{name}.json").read_text(encoding="utf-8"))
@@ -57,6 +61,7 @@ compress_page.write_page(result("compress"), folder)
 distill_page.write_page(result("distill"), folder)
 alarm.draw(result("alarm"), folder / alarm.PICTURE)
 alarm.write_page(result("alarm"), folder)
+real_page.write_page(result("real"), folder)
 """
 
 
@@ -118,7 +123,7 @@ def words(picture):
 
 @pytest.mark.parametrize("path", MADE, ids=lambda path: path.name)
 def test_the_pages_are_what_the_committed_results_give(made, path):
-    ours, theirs = ((folder / path.name).read_text(encoding="utf-8") for folder in (made, PAGES))
+    ours, theirs = (file.read_text(encoding="utf-8") for file in (made / path.name, path))
     if path.suffix == ".svg":
         assert words(ours) == words(theirs)
         assert len(words(ours)) > 10

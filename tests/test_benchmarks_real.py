@@ -54,14 +54,17 @@ def network_with_state(path):
             helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 4]),
             helper.make_tensor_value_info("next", TensorProto.FLOAT, [2, "batch", 8]),
         ],
-        [numpy_helper.from_array(random.normal(size=size).astype(np.float32), name) for name, size in weights.items()],
+        [
+            numpy_helper.from_array(random.normal(scale=0.3, size=size).astype(np.float32), name)
+            for name, size in weights.items()
+        ],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
 def float_scores(x):
     random = np.random.default_rng(0)
-    a, b = (random.normal(size=size).astype(np.float32) for size in ((16, 64), (64, 4)))
+    a, b = (random.normal(scale=0.3, size=size).astype(np.float32) for size in ((16, 64), (64, 4)))
     return np.maximum(x @ a, 0) @ b
 
 
@@ -107,6 +110,19 @@ def test_every_contestant_quantizes_and_is_measured_as_what_it_is(modules, broug
     modules("real_page").write_page(json.loads((tmp_path / "out.json").read_text()), tmp_path)
     page = (tmp_path / "known-models.md").read_text(encoding="utf-8")
     assert all(f"| {name}" in page for name in contestants)
+
+
+def test_what_the_gate_rejects_is_measured_all_the_same(modules, brought, monkeypatch):
+    contests = modules("real_contest")
+    strict = {**QUICK, "quantize.precision": "int8", "gate.max_divergence": 1e-9, "gate.max_flips": 0}
+    told = tuple(part for key, value in strict.items() for part in ("--set", f"{key}={value}"))
+    monkeypatch.setitem(contests.EDGEKD, "edgekd, INT8", told)
+    contests.contest(brought, "float32", brought.folder, 60)
+    row = contests.contest(brought, "edgekd, INT8", brought.folder, 300)
+    assert row.get("failed") is None
+    assert (row["released"], row["precision"]) == (False, "int8")
+    assert row["quantized_layers"] == 3
+    assert 0 < row["divergence_limits"] < 1
 
 
 def test_a_contestant_that_breaks_a_network_is_measured_as_broken(modules, brought):

@@ -104,7 +104,7 @@ class Samples:
 
     def __getitem__(self, row: int) -> Feeds:
         rows = {name: x[row : row + 1] for name, x in self.inputs.items()}
-        return {name: x[0] if x.ndim > self._ranks[name] else x for name, x in rows.items()}
+        return {name: x.reshape(x.shape[1:]) if x.ndim > self._ranks[name] else x for name, x in rows.items()}
 
     def get_next(self) -> Feeds | None:
         """Return the next sample; None after the last."""
