@@ -64,7 +64,8 @@ def measure_work(model: ModelProto, feeds: Feeds) -> GraphWork:
         model: The float graph.
         feeds: The sample, one row of each input.
     """
-    stored = initializers(model.graph)
+    constants = {n.output[0]: item.t for n in model.graph.node for item in n.attribute if n.op_type == "Constant"}
+    stored = {**initializers(model.graph), **constants}
     layers = [node for node in model.graph.node if node.op_type in _COUNTS]
     made = {name for node in model.graph.node for name in node.output if name}
     made |= {value.name for value in model.graph.input}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgekd.runtime.session import Array
 
 #: Multiplications by stored matrices below which rounding activations takes as long as it saves.
-_FEWEST = 400_000
+_FEWEST = 150_000
 
 
 def write(prepared: Path, _samples: CalibrationSamples, scheme: Scheme, work: Path, floats: Collection[str]) -> Path:
