@@ -55,11 +55,16 @@ def write(prepared: Path, _samples: CalibrationSamples, scheme: Scheme, work: Pa
 
 
 def _take_one_sample(model: ModelProto) -> None:
-    """Fix the batch of a graph at one, in place."""
+    """Fix the batch of a graph at one, in place: the first dimension of its inputs, wherever it is named again."""
+    first = [value.type.tensor_type.shape.dim[:1] for value in model.graph.input]
+    batches = {dim.dim_param for shape in first for dim in shape if dim.dim_param}
+    for shape in first:
+        for dim in shape:
+            dim.dim_value = dim.dim_value or 1
     for value in (*model.graph.input, *model.graph.output):
-        shape = value.type.tensor_type.shape
-        if shape.dim and not shape.dim[0].dim_value:
-            shape.dim[0].dim_value = 1
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in batches:
+                dim.dim_value = 1
     model.graph.ClearField("value_info")
 
 
