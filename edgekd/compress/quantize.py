@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from edgekd.compress.graph import save
 from edgekd.compress.oracles import identity
 from edgekd.compress.oracles.fp16_identity import require_same_in_half
 from edgekd.compress.oracles.rounding_aside import require_same
+from edgekd.compress.quantizers.integers import write_integers
+from edgekd.compress.quantizers.levels import LARGEST
 from edgekd.compress.quantizers.names import Names
-from edgekd.compress.quantizers.prepare import open_samples
+from edgekd.compress.quantizers.prepare import open_samples, refusals
 from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.compress.quantizers.smoothed import write_nearest
 from edgekd.compress.range_search import SAMPLES, shrink_ranges
+from edgekd.compress.ranges import CalibrationSamples
 from edgekd.compress.rounding import reconstruct
+from edgekd.compress.tables import require_same_rows
 from edgekd.compress.variants import Candidate, CandidateSpec, count_quantized, has_half, write_variants
+from edgekd.compress.work import measure_work
+from edgekd.config.target import Calibration
 from edgekd.errors import ModelError, TargetError
 from edgekd.files import need, quiet, scratch_folder, sha256_file
 from edgekd.plugins import is_plugin, source_file
@@ -27,39 +33,73 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
-    from edgekd.compress.ranges import CalibrationSamples
-    from edgekd.config.target import Calibration, Precision, Scheme, Target
+    from edgekd.compress.quantizers.quantizer import Quantizer
+    from edgekd.config.recipe import QuantizeConfig
+    from edgekd.config.target import Scheme, Target
 
 #: Weights are reconstructed on as many samples as ``_BYTES`` hold, but on no fewer than ``_FEWEST``. Each of several
 #: passes runs all of them; large samples take long, and have many positions each.
 _BYTES, _FEWEST = 32_000_000, 128
-#: The largest level of symmetric INT8 weights, by ``Scheme.reduce_range``.
-_LARGEST = {True: 64, False: 127}
 
 
-def candidate_specs(target: Target, precision: Literal["best"] | Precision) -> tuple[CandidateSpec, ...]:
+def candidate_specs(target: Target, config: QuantizeConfig) -> tuple[CandidateSpec, ...]:
     """Return the candidates for a target, the preferred first.
 
     Args:
         target: The target, with its precisions and quantizers.
-        precision: The precision that the recipe asks for; "best" for all that the target has.
+        config: The precision that the recipe asks for, "best" for all that the target has; and the quantizers, none for
+            those of the target.
 
     Raises:
-        TargetError: The target does not have the precision that was asked for, or it names a quantizer that there is
-            not.
+        TargetError: The target does not have the precision that was asked for, or a quantizer is named that there is
+            not, or that writes operators which the target's engine library lacks.
     """
+    precision, quantizers = config.precision, config.quantizers or target.quantizers
     if precision != "best" and precision not in target.precisions:
         raise TargetError(
             f"[quantize] precision = '{precision}': target '{target.name}' has {', '.join(target.precisions)} only"
         )
-    for name in target.quantizers:
-        find_quantizer(name)
+    for name in quantizers:
+        _require_runtime(find_quantizer(name), target)
     wanted = target.precisions if precision == "best" else [precision]
     return tuple(
-        CandidateSpec(kind, quantizer)
-        for kind in wanted
-        for quantizer in (target.quantizers if kind == "int8" else [None])
+        CandidateSpec(kind, quantizer) for kind in wanted for quantizer in (quantizers if kind == "int8" else [None])
     )
+
+
+def _require_runtime(quantizer: Quantizer, target: Target) -> None:
+    if quantizer.runtimes and target.runtime not in quantizer.runtimes and not is_plugin(target.runtime):
+        raise TargetError(
+            f"quantizers: '{quantizer.name}' writes operators of {' and '.join(quantizer.runtimes)}; target "
+            f"'{target.name}' runs engines in {target.runtime}"
+        )
+
+
+def has_pairs(spec: CandidateSpec) -> bool:
+    """Whether a candidate has Q/DQ pairs, which are what blame, repair and fine-tuning for INT8 work on."""
+    return spec.quantizer is not None and find_quantizer(spec.quantizer).pairs
+
+
+def why_unsuitable(specs: Iterable[CandidateSpec], model: Path, samples: Path) -> dict[str, str]:
+    """Return for each candidate that cannot be faster than the float graph the reason, by its name.
+
+    Args:
+        specs: The candidates.
+        model: Float ONNX file.
+        samples: File ``.npz`` of the calibration split, of which one sample is run.
+
+    Raises:
+        ModelError: The graph cannot be read, or run.
+    """
+    asked = [spec for spec in specs if spec.quantizer and not has_pairs(spec)]
+    if not asked:
+        return {}
+    one = CalibrationSamples(samples, Calibration(description="", ranges="minmax", samples=1))
+    with quiet(), refusals(model, "ONNX Runtime"):
+        graph = need("onnx", "build").load(str(model))
+        work = measure_work(graph, next(iter(one)))
+    reasons = {spec.name: find_quantizer(str(spec.quantizer)).unsuitable(work) for spec in asked}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def quantizer_packages(specs: Iterable[CandidateSpec]) -> list[str]:
@@ -99,6 +139,8 @@ def run(
     """
     onnx = need("onnx", "build")
     chunks = open_samples(model, samples, calibration)
+    if spec.quantizer and not has_pairs(spec):
+        return _run_integers(spec, model, chunks, scheme, folder)
     if not spec.quantizer:
         graph = onnx.load(str(model))
         if spec.precision == "float16":
@@ -118,14 +160,30 @@ def run(
     return candidate
 
 
+def _run_integers(
+    spec: CandidateSpec, model: Path, samples: CalibrationSamples, scheme: Scheme, folder: Path
+) -> Candidate:
+    """Write a candidate of integer operators, which has no ranges and no roundings to choose."""
+    one_by_one = samples.one_by_one()
+    with scratch_folder(folder) as work, quiet():
+        written = write_integers(find_quantizer(str(spec.quantizer)), model, samples, scheme, work)
+        graph = need("onnx", "build").load(str(written.path))
+        if not count_quantized(graph)[0]:
+            raise ModelError(f"{model}: nothing in it could be quantized; {spec.name} is for stored matrices")
+        return replace(_write_same(graph, spec, one_by_one, scheme, folder / spec.name), notes=written.notes)
+
+
 def _write_same(
     graph: ModelProto, spec: CandidateSpec, samples: CalibrationSamples, scheme: Scheme, folder: Path
 ) -> Candidate:
     """Write both variants, and make sure that they are the network that the graph is."""
     candidate = write_variants(graph, spec, scheme, folder)
+    few = list(samples.fewer(identity.SAMPLES))
+    probe = need("onnx", "build").load(str(folder / PROBE_GRAPH))
     if has_half(spec, scheme):
-        half = need("onnx", "build").load(str(folder / PROBE_GRAPH))
-        require_same_in_half(half, graph, list(samples.fewer(identity.SAMPLES)))
+        require_same_in_half(probe, graph, few)
+    elif spec.quantizer:
+        require_same_rows(probe, graph, few)
     return candidate
 
 
@@ -135,4 +193,4 @@ def _improve(graph: ModelProto, floats: ModelProto, samples: CalibrationSamples,
         shrink_ranges(graph, floats, samples.fewer(SAMPLES))
     if samples.calibration.rounding == "reconstruct":
         few = samples.fewer(max(_FEWEST, _BYTES // samples.row_bytes))
-        reconstruct(graph, floats, few, _LARGEST[scheme.reduce_range])
+        reconstruct(graph, floats, few, LARGEST[scheme.reduce_range])

@@ -74,6 +74,10 @@ class CalibrationSamples:
             self, calibration=msgspec.structs.replace(self.calibration, samples=min(count, self.calibration.samples))
         )
 
+    def one_by_one(self) -> CalibrationSamples:
+        """Return these samples in chunks of one."""
+        return replace(self, calibration=msgspec.structs.replace(self.calibration, chunk=1))
+
     @property
     def rows(self) -> NDArray[np.intp]:
         """The rows of the file that are taken, in ascending order [samples]."""

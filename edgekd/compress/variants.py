@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekd.compress.fp16 import to_half
-from edgekd.compress.graph import copy, drop_embeddings, save
+from edgekd.compress.graph import WEIGHT_BEARING, copy, drop_embeddings, save
 from edgekd.compress.quantizers import onnxruntime
+from edgekd.compress.tables import store_tables
 from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from edgekd.config.target import Precision, Scheme
+
+#: Operators of layers whose weights are stored in integers, and dequantized by no node of their own.
+_INTEGERS = ("MatMulInteger", "MatMulNBits", "DynamicQuantizeLSTM")
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ def write_variants(graph: ModelProto, spec: CandidateSpec, scheme: Scheme, folde
     """
     done, total = count_quantized(graph)
     engine = to_half(graph) if has_half(spec, scheme) else copy(graph)
+    if spec.quantizer and not has_half(spec, scheme):
+        store_tables(engine)
     engine.graph.ClearField("value_info")  # shapes of inner tensors, which every library infers itself
     folder.mkdir(exist_ok=True)
     save(engine, folder / PROBE_GRAPH)
@@ -88,7 +94,9 @@ def write_variants(graph: ModelProto, spec: CandidateSpec, scheme: Scheme, folde
 
 
 def count_quantized(graph: ModelProto) -> tuple[int, int]:
-    """Return the number of weight-bearing nodes that read dequantized weights, and that of all."""
+    """Return the number of weight-bearing nodes that compute in integers or read dequantized weights, and of all."""
     producer = {name: node.op_type for node in graph.graph.node for name in node.output}
-    weighty = [node for node in graph.graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
-    return sum(producer.get(node.input[1]) == "DequantizeLinear" for node in weighty), len(weighty)
+    weighty = [node for node in graph.graph.node if node.op_type in WEIGHT_BEARING]
+    integers = sum(node.op_type in _INTEGERS for node in graph.graph.node)
+    dequantized = sum(producer.get(node.input[1]) == "DequantizeLinear" for node in weighty)
+    return integers + dequantized, integers + len(weighty)

@@ -226,6 +226,8 @@ def _anchor_paths(content: JsonObject, base: Path) -> None:
         if isinstance(loss := term.get("loss"), str):
             term["loss"] = anchor(loss, base)
     quantize = content.get("quantize")
+    if isinstance(quantize, dict) and isinstance(names := quantize.get("quantizers"), list):
+        quantize["quantizers"] = [anchor(name, base) if isinstance(name, str) else name for name in names]
     sections = [content.get(name) for name in ("teacher", "distill", "prune")]
     sections += [content, quantize.get("qat") if isinstance(quantize, dict) else None]
     for table in sections:

@@ -566,6 +566,13 @@ class QuantizeConfig(_Config, frozen=True):
             "through; a precision leaves no choice."
         ),
     ] = "best"
+    quantizers: Annotated[
+        list[str],
+        Meta(
+            description="Quantizers that write INT8, in place of those of the target: 'qdq', 'nncf', 'dynamic', "
+            "'weights8', 'weights4', or your own. Each is tried, whether or not it promises to be faster."
+        ),
+    ] = []
     calibration: Annotated[str, Meta(description="A shipped calibration ('reconstruct') or the path of a .toml.")] = (
         "reconstruct"
     )
@@ -585,6 +592,10 @@ class QuantizeConfig(_Config, frozen=True):
         ),
     ] = 0.0
     qat: QatConfig = QatConfig()
+
+    def __post_init__(self) -> None:
+        if len(set(self.quantizers)) < len(self.quantizers):
+            raise ValueError("quantize.quantizers: each may be named once only")
 
 
 class GateConfig(_Config, frozen=True):

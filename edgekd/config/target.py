@@ -132,8 +132,10 @@ class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         list[str],
         Meta(
             min_length=1,
-            description="Quantizers that write INT8: 'qdq' is edgekd on ONNX Runtime, 'nncf' OpenVINO's NNCF; or your "
-            "own, 'path/to/file.py:name' or 'package.module:name'.",
+            description="Quantizers that write INT8, the most promising first: 'qdq' is edgekd on ONNX Runtime, 'nncf' "
+            "OpenVINO's NNCF; 'dynamic' rounds activations in the range that each inference has, and 'weights8' and "
+            "'weights4' store matrices in blocks of few bits, both for ONNX Runtime where a graph's products with "
+            "matrices can gain by it; or your own, 'path/to/file.py:name' or 'package.module:name'.",
         ),
     ] = msgspec.field(default_factory=lambda: ["qdq"])
     scheme: Scheme

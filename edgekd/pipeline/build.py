@@ -359,7 +359,7 @@ def follow(recipe: Recipe, targets: Sequence[Target], cache: Path) -> None:
 
 def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
     """Raise the errors of a target that a user would otherwise see only after training."""
-    wanted = candidate_specs(target, recipe.quantize.precision)
+    wanted = candidate_specs(target, recipe.quantize)
     runtime = Runtime(target.runtime, target.options)
     if not isinstance(device, Absent):
         if runtime.custom and not isinstance(device, SshDevice):

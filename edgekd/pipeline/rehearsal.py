@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec.structs import replace
 
-from edgekd.compress.quantize import candidate_specs
+from edgekd.compress.quantize import candidate_specs, has_pairs
 from edgekd.config.recipe import GateConfig, RobustnessConfig
 from edgekd.errors import EdgekdError
 from edgekd.files import scratch_folder, sha256_file
@@ -132,7 +132,7 @@ def _schemes(recipe: Recipe, targets: Iterable[Target]) -> list[Scheme]:
         return []
     found: list[Scheme] = []
     for target in targets:
-        int8 = any(spec.quantizer for spec in candidate_specs(target, recipe.quantize.precision))
+        int8 = any(has_pairs(spec) for spec in candidate_specs(target, recipe.quantize))
         if int8 and target.scheme not in found:
             found.append(target.scheme)
     return found

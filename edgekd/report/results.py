@@ -231,10 +231,19 @@ class TargetResult:
             return None
         if engine.latency.p50.high_ms < before.latency.p50.low_ms:
             return None
+        if self.baselines == ("float",) and self.precision == "float32":
+            return None
         precision = "INT8" if self.precision == "int8" else self.precision
-        if self.baselines == ("float",):
-            return None if precision == "float32" else f"{precision} is not clearly faster than float32 on this device"
-        return f"{precision} is not clearly faster than the float student on this device"
+        before_is = "the imported float network" if self.baselines == ("float",) else "the float student"
+        own, others = engine.latency.p50, before.latency.p50
+        times = f"p50 {_interval(own)} against {_interval(others)} ms"
+        if own.low_ms > others.high_ms:
+            return f"{precision} is slower than {before_is} on this device: {times}"
+        return f"{precision} is not clearly faster than {before_is} on this device: {times}, and the intervals overlap"
+
+
+def _interval(p50: Quantile) -> str:
+    return f"{p50.value_ms:.3g} ({p50.low_ms:.3g} to {p50.high_ms:.3g})"
 
 
 @dataclass(frozen=True)

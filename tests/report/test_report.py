@@ -249,12 +249,21 @@ def test_the_worst_target_decides():
     assert build(target(), target("b")).verdict == "pass"
 
 
-def test_an_engine_that_is_no_faster_says_so():
-    slow = target(profile=profile(times=(0.4, 0.2, 0.2)))
-    assert slow.remark == "INT8 is not clearly faster than the float student on this device"
-    assert slow.remark in report_markdown(build(slow))
+def test_an_engine_that_is_no_faster_says_so_with_the_times_that_it_compares():
+    level = target(profile=profile(times=(0.4, 0.2, 0.2)))
+    assert level.remark.startswith("INT8 is not clearly faster than the float student on this device: p50 0.199 (")
+    assert level.remark.endswith(" ms, and the intervals overlap")
+    assert level.remark in report_markdown(build(level))
+    slow = target(profile=profile(times=(0.4, 0.2, 0.4)))
+    assert slow.remark.startswith("INT8 is slower than the float student on this device: p50 0.")
     as_float = replace(slow, precision="float32")
-    assert as_float.remark == "float32 is not clearly faster than the float student on this device"
+    assert as_float.remark.startswith("float32 is slower than the float student on this device")
+    engines = tuple(
+        replace(engine, name="float" if engine.name == "student" else engine.name) for engine in level.profile.engines
+    )
+    imported = replace(level, baselines=("float",), profile=replace(level.profile, engines=engines))
+    assert "the imported float network" in imported.remark
+    assert replace(imported, precision="float32").remark is None
     assert target().remark is None
 
 

@@ -250,7 +250,10 @@ def test_options_that_contradict_each_other_are_refused(folder, more, words):
 def test_blame_needs_int8(folder):
     process = edgekd(*arguments("blame", "cache", quantize__precision="float32"), cwd=folder)
     assert process.returncode == 6
-    assert process.stderr.strip() == "error: target 'cpu' is built without INT8 here: there is nothing to blame"
+    said = (
+        "error: target 'cpu' is built without INT8 of Q/DQ pairs here, such as that of 'qdq': there is nothing to blame"
+    )
+    assert process.stderr.strip() == said
 
 
 def test_an_unknown_processor_is_refused_with_those_that_there_are(folder):

@@ -41,6 +41,10 @@ class Names:
         """Return a name for a tensor that none has yet and that no quantizer makes, which begins with ``stem``."""
         return _unique(stem, self._tensors)
 
+    def node(self, stem: str) -> str:
+        """Return a name for a node that none has yet, which begins with ``stem``."""
+        return _unique(stem, self._nodes)
+
     def name_nodes(self) -> None:
         """Give each node a name of its own that no quantizer gives: they are told by it which ones to leave alone."""
         seen = {""}

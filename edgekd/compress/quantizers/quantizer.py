@@ -1,4 +1,4 @@
-"""A quantizer: a library that writes Q/DQ nodes into a float graph."""
+"""A quantizer: a library that writes a float graph in integers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,23 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from edgekd.compress.ranges import CalibrationSamples
+    from edgekd.compress.work import GraphWork
     from edgekd.config.target import Scheme
 
     Write = Callable[[Path, CalibrationSamples, Scheme, Path, Collection[str]], Path]
 
 
+def _suits(_work: GraphWork) -> None:
+    """Q/DQ nodes may make any graph faster."""
+
+
+#: Runtimes that have ONNX Runtime's own operators beside those of ONNX.
+ONNX_RUNTIME = ("onnxruntime", "onnxruntime-web")
+
+
 @dataclass(frozen=True)
 class Quantizer:
-    """A library that writes Q/DQ nodes into a float graph.
+    """A library that writes a float graph in integers.
 
     Attributes:
         name: What a target's ``quantizers`` call it.
@@ -29,6 +38,11 @@ class Quantizer:
             float graph; constants are folded in it already.
         packages: Distributions whose versions decide what it writes.
         error_modules: Returns the modules whose exceptions say that the library cannot take a graph.
+        pairs: Whether it writes Q/DQ nodes. Ranges, rounding, blame and repair work on these alone; a quantizer that
+            writes others rounds by itself.
+        runtimes: The engine libraries of edgekd that have the operators that it writes; empty for all.
+        unsuitable: Explains why what it writes cannot be faster than the float graph, given the graph's work for one
+            sample; None where it may.
     """
 
     name: str
@@ -36,3 +50,6 @@ class Quantizer:
     write: Write
     packages: tuple[str, ...] = ()
     error_modules: Callable[[], tuple[ModuleType, ...]] = tuple
+    pairs: bool = True
+    runtimes: tuple[str, ...] = ()
+    unsuitable: Callable[[GraphWork], str | None] = _suits

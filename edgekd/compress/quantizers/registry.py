@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.compress.quantizers import nncf, onnxruntime
+from edgekd.compress.quantizers import dynamic, nncf, onnxruntime, weights
 from edgekd.compress.quantizers.quantizer import Quantizer
 from edgekd.errors import ModelError, TargetError, nearest
 from edgekd.plugins import guarded, import_plugin, is_plugin
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from edgekd.config.target import Scheme
 
 #: The first is the one that a target has by default.
-QUANTIZERS = {quantizer.name: quantizer for quantizer in (onnxruntime.QUANTIZER, nncf.QUANTIZER)}
+QUANTIZERS = {
+    quantizer.name: quantizer
+    for quantizer in (onnxruntime.QUANTIZER, nncf.QUANTIZER, dynamic.QUANTIZER, *weights.QUANTIZERS)
+}
 
 
 def find_quantizer(name: str) -> Quantizer:

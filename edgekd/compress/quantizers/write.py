@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgekd.runtime.session import Feeds
 
 #: Samples that tell the ranges of raw channels.
-_RANGED = 64
+RANGED = 64
 #: Nodes that may be returned to float one by one, since the quantizer refuses them or gets them wrong.
 _MOST = 16
 
@@ -70,7 +70,7 @@ def write_quantized(
     with quiet(), refusals(model, quantizer.title, quantizer.error_modules(), quantizer.packages):
         feeds = list(samples.fewer(SAMPLES))
         floats, strange = prepare(model, feeds, scheme.operators, work)
-        strange = {**unlike_layers(floats, list(samples.fewer(_RANGED))), **strange}
+        strange = {**unlike_layers(floats, list(samples.fewer(RANGED))), **strange}
         masked = survey(work / PREPARED, samples)
         graph, notes = _Attempts(quantizer, model, floats, feeds, samples, scheme, work, masked).search(strange)
         graph, of_masks = leave_float(graph, floats, masked)

@@ -31,7 +31,7 @@ def _describe(blamed: Blame) -> str:
 
 
 BLAME: StageSpec[Blame] = StageSpec(
-    "blame", 6, Blame, LIBRARIES, "find the layers and branches that break INT8", _describe
+    "blame", 7, Blame, LIBRARIES, "find the layers and branches that break INT8", _describe
 )
 
 

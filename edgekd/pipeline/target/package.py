@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edgekd.compress.graph import drop_embeddings
 from edgekd.compress.qdq_map import branches
-from edgekd.files import write_text
+from edgekd.files import need, write_text
 from edgekd.gram.heatmap import few_grams
 from edgekd.gram.probe import Probe, top1
 from edgekd.pipeline.target.context import BUNDLED, LAYERS, LIBRARIES
@@ -29,7 +29,7 @@ from edgekd.stages.labels import UNLABELLED
 from edgekd.stages.stage import StageSpec, library_versions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from edgekd.files import JsonObject
@@ -145,7 +145,7 @@ def _write_manifest(context: Context, shipped: EvaluatedCandidate, profiled: Don
         runtime=Runtime(context.public_runtime, context.target.options),
         precision=shipped.prepared.candidate.precision,
         task={"name": context.origin.name, "metric": facts.metric},
-        inputs=[dict(spec) for spec in facts.inputs],
+        inputs=_inputs(facts.inputs, place / DEPLOY),
         outputs=facts.outputs,
         classes=facts.classes,
         states=facts.states,
@@ -159,6 +159,14 @@ def _write_manifest(context: Context, shipped: EvaluatedCandidate, profiled: Don
         },
     )
     write_bundle(place, stated)
+
+
+def _inputs(stated: Iterable[Mapping[str, Any]], engine: Path) -> list[JsonObject]:
+    """Return the inputs that a manifest states: the batch of a candidate may be fixed at one, of others it is not."""
+    graph = need("onnx", "build").load(str(engine), load_external_data=False).graph
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.input}
+    fixed = {name for name, shape in shapes.items() if shape and shape[0].dim_value == 1}
+    return [{**spec, "shape": [1, *spec["shape"][1:]]} if spec["name"] in fixed else dict(spec) for spec in stated]
 
 
 def _write_grams(context: Context, shipped: EvaluatedCandidate, path: Path) -> None:

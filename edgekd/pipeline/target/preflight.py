@@ -99,7 +99,7 @@ def preflight_target(runner: Runner, given: UntrainedTarget) -> Done[TriedTarget
         DeviceError: The device was lost or hangs.
         MissingDependency: A library that the target needs is not installed.
     """
-    specs = quantize.candidate_specs(given.target, given.recipe.quantize.precision)
+    specs = quantize.candidate_specs(given.target, given.recipe.quantize)
 
     def run(folder: Path, report: StageReporter) -> TriedTarget:
         tried: list[CandidateSpec] = []
@@ -164,7 +164,7 @@ def _ship(given: UntrainedTarget, cache: Cache, report: StageReporter) -> None:
     except ModelError as error:  # its ranges may only lack samples: those of one candidate were written
         report.warn(f"of a few samples no candidate could be written: {error}")
         return
-    int8 = next((candidate for candidate in candidates if candidate.spec.quantizer), None)
+    int8 = next((candidate for candidate in candidates if quantize.has_pairs(candidate.spec)), None)
     if int8 is not None and quantize_config.repair != "off":
         return_layers(context, int8, blame_candidate(context, int8), "auto")
     shipped, _ = judge_shipped(context, evaluate(context, candidates).candidates[0])

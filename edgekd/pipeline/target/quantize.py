@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -36,11 +36,21 @@ class QuantizedCandidates:
         candidates: The candidates in the target's order of preference.
         deploy_logit_error: For each candidate the largest |difference| of a logit between its two variants.
         refused: For each candidate that could not be written, the reason.
+        untried: For each candidate that was not written, since it cannot be faster than the float graph, the reason.
     """
 
     candidates: tuple[Candidate, ...]
     deploy_logit_error: dict[str, float]
     refused: dict[str, str]
+    untried: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence on each candidate that is not there, those that were not tried for one reason together."""
+        left_out = [f"{name} was left out: {reason}" for name, reason in self.refused.items()]
+        reasons = dict.fromkeys(self.untried.values())
+        alike = {reason: [name for name in self.untried if self.untried[name] == reason] for reason in reasons}
+        return left_out + [f"Not tried: {' and '.join(names)}, since {reason}." for reason, names in alike.items()]
 
 
 def _describe(written: QuantizedCandidates) -> str:
@@ -56,9 +66,9 @@ QUANTIZE: StageSpec[QuantizedCandidates] = StageSpec(
 )
 
 
-def write_candidates(context: Context) -> tuple[list[PreparedCandidate], dict[str, str]]:
-    """Write every candidate of the target; return them, and for each that was left out the reason."""
-    specs = quantize.candidate_specs(context.target, context.recipe.quantize.precision)
+def write_candidates(context: Context) -> tuple[list[PreparedCandidate], QuantizedCandidates]:
+    """Write every candidate of the target that can be faster; return them, and the result of the stage."""
+    specs = quantize.candidate_specs(context.target, context.recipe.quantize)
     calibration = load_calibration(context.recipe.quantize.calibration)
     written = _quantize(context, specs, context.exported, calibration, "")
     candidates = []
@@ -67,7 +77,7 @@ def write_candidates(context: Context) -> tuple[list[PreparedCandidate], dict[st
         row = "quantized" if spec.quantizer else "exported"
         step = LedgerStep(row, "", written.folder / spec.name / OUTPUTS)
         candidates.append(_prepared(written, candidate, spec, (step,)))
-    return candidates, written.result.refused
+    return candidates, written.result
 
 
 def requantize(context: Context, student: QatStudent, rejected: PreparedCandidate) -> PreparedCandidate:
@@ -108,10 +118,14 @@ def _quantize(
 ) -> Done[QuantizedCandidates]:
     samples, validation = exported.folder / CALIBRATION, exported.folder / VALIDATION
     model = exported.folder / onnx_name(context.origin.network)
+    asked = bool(context.recipe.quantize.quantizers)
 
     def run(folder: Path, report: StageReporter) -> QuantizedCandidates:
         candidates, errors, refused = [], {}, {}
+        untried = {} if asked else quantize.why_unsuitable(specs, model, samples)
         for done, spec in enumerate(specs, 1):
+            if spec.name in untried:
+                continue
             place = folder / spec.name
             try:
                 candidate = quantize.run(spec, model, samples, context.target.scheme, calibration, folder)
@@ -129,10 +143,11 @@ def _quantize(
             candidates.append(candidate)
             report.advance(done, len(specs), spec.name)
         require_one(candidates, refused)
-        return QuantizedCandidates(tuple(candidates), errors, refused)
+        return QuantizedCandidates(tuple(candidates), errors, refused, untried)
 
     config = {
         "candidates": [spec.name for spec in specs],
+        "asked": asked,
         "scheme": msgspec.to_builtins(context.target.scheme),
         "calibration": msgspec.to_builtins(calibration),
         "versions": library_versions(quantize.quantizer_packages(specs), "build"),

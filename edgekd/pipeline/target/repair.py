@@ -63,7 +63,7 @@ def _describe(repaired: Repaired) -> str:
 
 
 REPAIR: StageSpec[Repaired] = StageSpec(
-    "repair", 8, Repaired, (), "return layers of INT8 to float until the gate lets it through", _describe
+    "repair", 9, Repaired, (), "return layers of INT8 to float until the gate lets it through", _describe
 )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from edgekd.compress.quantize import candidate_specs
+from edgekd.compress.quantize import candidate_specs, has_pairs
 from edgekd.devices.parallel import run_parallel
 from edgekd.devices.ssh.device import SshDevice
 from edgekd.errors import ModelError, TargetError
@@ -67,16 +67,16 @@ class CheckedCandidates:
 
 def check(context: Context) -> CheckedCandidates:
     """Write every candidate, run it where the device can, judge it, and repair what the gate rejects."""
-    prepared, unwritten = write_candidates(context)
+    prepared, quantized = write_candidates(context)
     first = evaluate(context, prepared)
     repairs, notes = _repair(context, first.candidates)
     evaluations = (first, *repairs)
     refused = {name: reason for evaluation in evaluations for name, reason in evaluation.refused.items()}
-    left_out = (f"{name} was left out: {reason}" for name, reason in {**unwritten, **refused}.items())
+    left_out = (f"{name} was left out: {reason}" for name, reason in refused.items())
     candidates = tuple(candidate for evaluation in evaluations for candidate in evaluation.candidates)
     written = (f"{candidate.name}: {note}." for candidate in prepared for note in candidate.candidate.notes)
     told = (f"{name}: {text}." for evaluation in evaluations for name, text in evaluation.disagreements.items())
-    return CheckedCandidates(candidates, evaluations, (*left_out, *written, *told, *notes))
+    return CheckedCandidates(candidates, evaluations, (*quantized.notes, *left_out, *written, *told, *notes))
 
 
 def build_target(context: Context) -> FinishedTarget:
@@ -161,13 +161,16 @@ def find_blame(context: Context) -> Blame:
         TargetError: the target, or the recipe, has no INT8.
         ModelError: the network could not be written in INT8.
     """
-    if not any(spec.quantizer for spec in candidate_specs(context.target, context.recipe.quantize.precision)):
-        raise TargetError(f"target '{context.target.name}' is built without INT8 here: there is nothing to blame")
+    if not any(has_pairs(spec) for spec in candidate_specs(context.target, context.recipe.quantize)):
+        raise TargetError(
+            f"target '{context.target.name}' is built without INT8 of Q/DQ pairs here, such as that of 'qdq': there is "
+            "nothing to blame"
+        )
     context, _ = agree(context)
-    candidates, refused = write_candidates(context)
-    int8 = next((candidate for candidate in candidates if candidate.spec.quantizer), None)
+    candidates, quantized = write_candidates(context)
+    int8 = next((candidate for candidate in candidates if has_pairs(candidate.spec)), None)
     if int8 is None:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in quantized.refused.items())
         raise ModelError(f"nothing to blame: no INT8 could be written ({reasons})")
     return blame_candidate(context, int8).result
 
@@ -180,7 +183,7 @@ def _repair(context: Context, candidates: Sequence[EvaluatedCandidate]) -> tuple
     nothing, and a float network that is rejected itself, are no matter of INT8: then nothing is tuned.
     """
     mode = context.recipe.quantize.repair
-    int8 = next((candidate for candidate in candidates if candidate.prepared.spec.quantizer), None)
+    int8 = next((candidate for candidate in candidates if has_pairs(candidate.prepared.spec)), None)
     if int8 is None or mode == "off":
         return [], []
     if int8.ledger.verdict != "fail":
