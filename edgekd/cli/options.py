@@ -16,7 +16,7 @@ from edgekd.cli.signals import Signals, StoppableObserver
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from edgekd.config.recipe import Kind, Recipe
+    from edgekd.config.recipe import Effort, Kind, Recipe
     from edgekd.stages.progress import Observer
 
 #: What an output may be, as in a recipe, which is not read for a command's help.
@@ -24,6 +24,8 @@ KINDS: tuple[Kind, ...] = (
     *("auto", "classes", "multilabel", "regression"),
     *("dense-classes", "sequence-classes", "embedding", "custom"),
 )
+#: The efforts of a recipe.
+EFFORTS: tuple[Effort, ...] = ("quick", "normal", "best")
 
 #: The function behind a command. click passes it each option as a keyword argument.
 CommandFunction: TypeAlias = "Callable[..., None]"
@@ -103,6 +105,7 @@ class _BuildArguments:
     overrides: tuple[str, ...]
     model: Path | None
     calibration: Path | None
+    effort: Effort | None
     test: Path | None
     taps: tuple[str, ...]
     states: tuple[str, ...]
@@ -123,9 +126,14 @@ class _BuildArguments:
             recipe: str | Recipe | None = self.recipe
         else:
             recipe = _model_recipe(self, self.model)
-        overrides = self.overrides if self.model is None else ()
+        overrides = self.changes if self.model is None else ()
         output = resolve_output(self.folder, recipe)
         return BuildRequest(recipe, overrides, self.targets, self.devices, output, self.cache)
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """The changes of the recipe, that of ``--effort`` among them."""
+        return self.overrides if self.effort is None else (*self.overrides, f"quantize.effort={self.effort}")
 
     @property
     def named_outputs(self) -> dict[str, Kind]:
@@ -169,6 +177,8 @@ def build_options(command: CommandFunction) -> CommandFunction:
                      help="Build a trained ONNX network instead of a recipe's task."),
         click.option("--calibration", type=file, metavar="FILE.npz",
                      help="With --model: real samples, an array for each input of the graph."),
+        click.option("--effort", type=click.Choice(EFFORTS),
+                     help="How long INT8 may take to write and to mend [default: quantize.effort, normal]."),
         click.option("--test", type=file, metavar="FILE.npz",
                      help="With --model: the samples of the gate [default: half of --calibration]."),
         click.option("--tap", "taps", multiple=True, metavar="NAME=TENSOR",
@@ -244,7 +254,7 @@ def _model_recipe(options: _BuildArguments, model: Path) -> Recipe:
         kind=options.kind or "auto",
         threshold=options.threshold,
     )
-    return model_recipe(config, options.overrides)
+    return model_recipe(config, options.changes)
 
 
 def _number(name: str, text: str) -> int | float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from edgekd.compress.partial import Examiner, PartialResult
     from edgekd.gram.jackknife import Series
+
+#: Samples of the first look at many layers: eight find a part that is broken by itself (benchmarks/blame_hits.py).
+_LOOK = 8
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,16 @@ def blame(
     examiner: Examiner,
     time: Callable[[Blame], Mapping[str, AddedLatency]] | None = None,
     tell: Callable[[int, int], None] | None = None,
+    most_layers: int | None = None,
 ) -> Blame:
     """Measure each layer, branch and kind of tensor quantized alone, and returned to float alone.
 
     Args:
         examiner: The network and its samples.
         time: Given the suspects, returns for each that it timed what returning it to float costs, by name.
-        tell: Is called with the number of parts measured so far and the number of all.
+        tell: Is called with the number of steps so far and the number of all.
+        most_layers: Of more layers than these only so many are measured, which relieve most where they are undone on
+            few samples; None measures all.
 
     Returns:
         The suspects, those first whose return to float takes away most of what the output loses.
@@ -46,12 +53,23 @@ def blame(
     layers = list_layers(examiner.floats)
     everything = frozenset(item.tensor for item in examiner.board.tensors)
     parts = list(_parts(examiner, [layer.name for layer in layers]))
+    looked = [part for part in parts if part.scope == "layer"]
+    looked = looked if most_layers is not None and len(looked) > most_layers else []
+    total = len(parts) + (most_layers or 0 if looked else 0)
+    done = itertools.count(1)
+
+    def advance() -> None:
+        if tell:
+            tell(next(done), total)
+
+    if looked:
+        kept = _worst(examiner.on_first(_LOOK), looked, most_layers or 0, advance)
+        parts = [part for part in parts if part.scope != "layer" or part in kept]
     whole = examiner.measure()
     readings = []
-    for number, part in enumerate(parts, 1):
+    for part in parts:
         readings.append((part, examiner.measure(everything - part.needs), examiner.measure(part.owns)))
-        if tell:
-            tell(number, len(parts))
+        advance()
 
     of_layers = [(alone, undone) for part, alone, undone in readings if part.scope == "layer"]
     lost = np.array([alone.loss(whole).value for alone, _ in of_layers])
@@ -68,6 +86,17 @@ def blame(
 
     found = ranked({})
     return ranked(time(found)) if time else found
+
+
+def _worst(
+    few: Examiner, parts: Sequence[_SuspectNodes], count: int, advance: Callable[[], None]
+) -> list[_SuspectNodes]:
+    """Return the parts that take away most of the output's loss where each is undone alone."""
+    whole, left = few.measure(), {}
+    for part in parts:
+        left[part.name] = few.measure(part.owns).loss(whole).value
+        advance()
+    return sorted(parts, key=lambda part: left[part.name])[:count]
 
 
 def _parts(examiner: Examiner, layers: Sequence[str]) -> Iterator[_SuspectNodes]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -129,6 +130,22 @@ class Examiner:
         self._exact = self._outputs([item.tensor for item in self.board.tensors])
         self.samples = len(self._exact[next(iter(self.kinds))])
         self._blocks = make_blocks(self.samples, self._judging.groups)
+
+    def on_first(self, count: int) -> Examiner:
+        """Return the same network on the first samples alone, without labels."""
+        few, groups = copy(self), self._judging.groups
+        few._exact = {name: x[:count] for name, x in self._exact.items()}
+        few._chunks, left = [], count
+        for chunk in self._chunks:
+            if left > 0:
+                few._chunks.append({name: x[:left] for name, x in chunk.items()})
+                left -= len(next(iter(chunk.values())))
+        few.samples = min(count, self.samples)
+        few._judging = replace(
+            self._judging, targets=None, metric=None, groups=None if groups is None else groups[:count]
+        )
+        few._blocks = make_blocks(few.samples, few._judging.groups)
+        return few
 
     def measure(self, off: Collection[str] = ()) -> PartialResult:
         """Compare the network with the tensors ``off`` in float, and all others quantized, with the float network."""

@@ -28,7 +28,7 @@ from edgekd.plugins import is_plugin, source_file
 from edgekd.stages.artifacts import PREPARED, PROBE_GRAPH, QDQ
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from onnx import ModelProto
@@ -122,6 +122,7 @@ def run(
     scheme: Scheme,
     calibration: Calibration,
     folder: Path,
+    tell: Callable[[int, int], None] | None = None,
 ) -> Candidate:
     """Write a candidate's graphs into a folder of its name; for INT8 also ``prepared.onnx`` and ``qdq.onnx``.
 
@@ -132,6 +133,7 @@ def run(
         scheme: How the target wants INT8.
         calibration: How ranges and weights are chosen.
         folder: The folder in which the candidate's folder is made.
+        tell: Is called with the number of layers whose weights are chosen, and the number of all.
 
     Raises:
         ModelError: The quantizer cannot take the graph, nothing in it could be quantized, or what is written is another
@@ -152,7 +154,7 @@ def run(
         if not count_quantized(graph)[0]:
             operators = ", ".join(scheme.operators)
             raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")
-        _improve(graph, floats, chunks, scheme)
+        _improve(graph, floats, chunks, scheme, tell)
         require_same(graph, floats, list(chunks.fewer(identity.SAMPLES)))
         candidate = replace(_write_same(graph, spec, chunks, scheme, folder / spec.name), notes=written.notes)
     save(floats, folder / spec.name / PREPARED)
@@ -187,10 +189,16 @@ def _write_same(
     return candidate
 
 
-def _improve(graph: ModelProto, floats: ModelProto, samples: CalibrationSamples, scheme: Scheme) -> None:
+def _improve(
+    graph: ModelProto,
+    floats: ModelProto,
+    samples: CalibrationSamples,
+    scheme: Scheme,
+    tell: Callable[[int, int], None] | None,
+) -> None:
     """Choose ranges and weights as the calibration says, in place."""
     if samples.calibration.ranges == "gram":
         shrink_ranges(graph, floats, samples.fewer(SAMPLES))
     if samples.calibration.rounding == "reconstruct":
         few = samples.fewer(max(_FEWEST, _BYTES // samples.row_bytes))
-        reconstruct(graph, floats, few, LARGEST[scheme.reduce_range])
+        reconstruct(graph, floats, few, LARGEST[scheme.reduce_range], tell)

@@ -58,7 +58,6 @@ class Switchboard:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.add_session_config_entry("session.disable_quant_qdq", "1")  # Q/DQ nodes stay as they are
         options.log_severity_level = 3
-        options.intra_op_num_threads = 1
         self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._known = frozenset(sites)

@@ -56,7 +56,7 @@ class Walk:
         names = sorted(needed.union(wanted))
         session: InferenceSession | None = None
         kept: list[dict[str, Array]] = []
-        left = self._most_bytes
+        left: float = self._most_bytes
         for feeds in self._kept or self._samples:
             values = {name: feeds[name] for name in names if name in feeds}
             computed = [name for name in names if name not in feeds]

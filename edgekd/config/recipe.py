@@ -5,6 +5,7 @@ Every field has a default and a description; ``edgekd recipe schema`` prints bot
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -17,12 +18,16 @@ if TYPE_CHECKING:
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 
+#: Seconds for a target's repair where neither a budget nor effort = "best" says otherwise.
+_REPAIR_S = 300.0
+
 Pool = Literal["auto", "none", "spatial", "tokens", "first"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Kind = Literal[
     "auto", "classes", "multilabel", "regression", "dense-classes", "sequence-classes", "embedding", "custom"
 ]
 
+Effort = Literal["quick", "normal", "best"]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 #: A factor on a loss; with more, what it stands beside is lost in the rounding of float32.
 Factor = Annotated[float, Meta(ge=0, le=1_000_000)]
@@ -573,15 +578,37 @@ class QuantizeConfig(_Config, frozen=True):
             "'weights8', 'weights4', or your own. Each is tried, whether or not it promises to be faster."
         ),
     ] = []
-    calibration: Annotated[str, Meta(description="A shipped calibration ('reconstruct') or the path of a .toml.")] = (
-        "reconstruct"
-    )
+    effort: Annotated[
+        Effort,
+        Meta(
+            description="How long INT8 may take to write and to mend: 'quick' as long as ONNX Runtime's own static "
+            "quantization, and nothing is mended; 'normal' minutes, and only where a look at its speed says that INT8 "
+            "can win; 'best' tries INT8 all the same, and measures every layer."
+        ),
+    ] = "normal"
+    budget_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=604_800,
+            description="Seconds for each target's repair of INT8, what finds out where it breaks included; what was "
+            "mended until then is kept. 0 is what the effort allows: no limit with 'best', else 300 s.",
+        ),
+    ] = 0.0
+    calibration: Annotated[
+        str,
+        Meta(
+            description="A shipped calibration or the path of a .toml, whatever the effort; 'auto' is 'minmax' with "
+            "effort = 'quick', else 'reconstruct'."
+        ),
+    ] = "auto"
     repair: Annotated[
         Literal["auto", "best", "off"],
         Meta(
             description="What to do about INT8 that the gate rejects: 'auto' returns the layers that hurt most to "
-            "float until it passes, and fine-tunes with fake quantization where that is not enough; 'best' also "
-            "returns layers where it passes, as far as that costs no latency beyond 'slack'; 'off' leaves it rejected."
+            "float until it passes, and fine-tunes with fake quantization where that is not enough, but with effort = "
+            "'quick'; 'best' also returns layers where it passes, as far as that costs no latency beyond 'slack'; "
+            "'off' leaves it rejected."
         ),
     ] = "auto"
     slack: Annotated[
@@ -596,6 +623,23 @@ class QuantizeConfig(_Config, frozen=True):
     def __post_init__(self) -> None:
         if len(set(self.quantizers)) < len(self.quantizers):
             raise ValueError("quantize.quantizers: each may be named once only")
+
+    @property
+    def ranges_and_rounding(self) -> str:
+        """The calibration that is used: the one that is named, or the effort's."""
+        if self.calibration != "auto":
+            return self.calibration
+        return "minmax" if self.effort == "quick" else "reconstruct"
+
+    @property
+    def mends(self) -> bool:
+        """Whether INT8 that the gate rejects is repaired."""
+        return self.repair == "best" or (self.repair == "auto" and self.effort != "quick")
+
+    @property
+    def repair_s(self) -> float:
+        """The time for a target's repair in s."""
+        return self.budget_s or (math.inf if self.effort == "best" else _REPAIR_S)
 
 
 class GateConfig(_Config, frozen=True):
@@ -670,9 +714,9 @@ class ProfileConfig(_Config, frozen=True):
         Meta(
             ge=0,
             le=86_400,
-            description="Where opening and timing all engines would take longer, there are fewer inferences, and quantiles "
-            "for which they are too few are withheld. A build's profile takes no longer than what the build did before "
-            "it, either, but for half a minute. 0 is no limit.",
+            description="Where opening and timing all engines would take longer, there are fewer inferences, and "
+            "quantiles for which they are too few are withheld. A build's profile takes no longer than what the build "
+            "did before it, either, but for half a minute. 0 is no limit.",
         ),
     ] = 120.0
     compute: Annotated[

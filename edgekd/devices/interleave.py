@@ -96,8 +96,8 @@ def profile_interleaved(
     The inferences of each engine are shared equally by several fresh processes, one after another: each gives a cold
     start, though the engine's file may be in the system's cache, and then its share. In each round all engines are open
     and take turns of a few inferences, end to end and then computing alone, in an order that rotates. The extra
-    measurements are made in the last round's processes, one engine after the other. Where engines are slow there are fewer
-    inferences, as :class:`~edgekd.devices.schedule.Schedule` says.
+    measurements are made in the last round's processes, one engine after the other. Where engines are slow there are
+    fewer inferences, as :class:`~edgekd.devices.schedule.Schedule` says.
 
     Args:
         open_engine: Opens an engine file in a process of its own.

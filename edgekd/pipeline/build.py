@@ -212,7 +212,7 @@ def _assigned(
     if not targets:
         raise TargetError("no target given")
     # An error in the calibration or in a device is raised now, not after training.
-    load_calibration(recipe.quantize.calibration)
+    load_calibration(recipe.quantize.ranges_and_rounding)
     check_losses(recipe)
     check_training(recipe)
     runner = Runner(Cache(cache), logged(observer, recipe.log, cache))

@@ -18,6 +18,7 @@ from edgekd.pipeline.target.details import DETAILS
 from edgekd.pipeline.target.evaluate import CHECK, EVALUATE
 from edgekd.pipeline.target.judge import JUDGE
 from edgekd.pipeline.target.missing import MISSING
+from edgekd.pipeline.target.outlook import OUTLOOK
 from edgekd.pipeline.target.package import BUNDLE, PROFILE
 from edgekd.pipeline.target.quantize import QUANTIZE
 from edgekd.pipeline.target.repair import REPAIR
@@ -137,6 +138,7 @@ ORDER = (
     OrderedStage(ROBUSTNESS, "build", _measures_robustness),
     OrderedStage(IMPORT, "build", _imports),
     OrderedStage(AGREE, "target", _always),
+    OrderedStage(OUTLOOK, "target", _on_demand),
     OrderedStage(QUANTIZE, "target", _always),
     OrderedStage(COMPILE, "target", _compiles),
     OrderedStage(EVALUATE, "target", _has_device),

@@ -66,6 +66,28 @@ def test_the_broken_branch_is_to_blame(graphs, found, branch, how):
     assert set(of_kind.values()) == {1, 2}
 
 
+def test_of_many_layers_the_most_suspect_are_measured_and_no_less_well(graphs):
+    broken = round_weights(*graphs, "motion", bits=2)
+    steps = []
+    every = blame(Examiner(broken, graphs[1], [FEEDS]))
+    few = blame(Examiner(broken, graphs[1], [FEEDS]), None, lambda *step: steps.append(step), 3)
+    assert len(few.of("layer")) == 3
+    assert few.of("layer")[0].name == every.of("layer")[0].name
+    assert few.of("branch") == every.of("branch")
+    assert few.layers == every.layers
+    measured = {suspect.name: suspect.undone for suspect in every.of("layer")}
+    assert all(suspect.undone == measured[suspect.name] for suspect in few.of("layer"))
+    assert steps == [(done, 7 + 3 + 3 + 2) for done in range(1, 16)]  # a look at seven; three layers, branches, kinds
+
+
+def test_the_first_samples_alone(graphs):
+    examiner = Examiner(*graphs, [{name: x[start : start + 64] for name, x in FEEDS.items()} for start in (0, 64, 128)])
+    few, same = examiner.on_first(70), Examiner(*graphs, [{name: x[:70] for name, x in FEEDS.items()}])
+    assert few.samples == 70
+    assert few.measure().effect.error == pytest.approx(same.measure().effect.error, rel=1e-6)
+    assert examiner.samples == 192
+
+
 def test_a_branch_calibrated_on_the_other_modality_is_to_blame(model, found, tmp_path):
     wrong = FEEDS["image"].reshape(200, -1)[:, :96].reshape(FEEDS["motion"].shape)
     np.savez(tmp_path / "wrong.npz", **{"input.image": FEEDS["image"], "input.motion": wrong})

@@ -75,6 +75,25 @@ def test_no_single_level_could_be_better(problem):
             assert abs(other[index]) > 7 or objective(other) >= best - 1e-9
 
 
+def test_blocks_of_inputs_give_what_one_level_after_another_gives():
+    """The descent as :func:`reconstruct` states it, each level set to its optimum given all others at that time."""
+    random = np.random.default_rng(3)
+    weights = random.normal(size=(1, 80, 6))  # more inputs than a block has
+    scales = np.abs(weights).max(1, keepdims=True) / 7
+    x = correlated(600, 80, 1)[None]
+    z = np.round(x / 0.2) * 0.2
+    (second,), (cross,) = ((z - z.mean(1)).swapaxes(1, 2) @ (part - part.mean(1)) / 600 for part in (z, x))
+    pull, exact = np.diagonal(second).mean(), weights[0] / scales[0]
+    second, levels = second + pull * np.eye(80), np.clip(np.round(exact), -7, 7)
+    for _ in range(20):
+        for k in range(80):
+            gradient = cross[k] @ exact + pull * exact[k] - second[k] @ levels
+            levels[k] = np.clip(np.round(levels[k] + gradient / second[k, k]), -7, 7)
+    found = choose_levels(weights, scales, moments_of(z, x), 7, centred=True)[0]
+    assert (found != np.clip(np.round(exact), -7, 7)).mean() > 0.02
+    assert (found == levels).mean() > 0.99  # but for ties, which single precision decides otherwise
+
+
 def test_an_input_that_never_moves_keeps_its_nearest_level():
     random = np.random.default_rng(0)
     weights = random.normal(size=(1, 3, 4))

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -7,7 +8,16 @@ import msgspec
 import pytest
 
 from edgekd.config.loading import find_recipe, load_recipe, recipe_name, recipe_schema, shipped_recipes
-from edgekd.config.recipe import ANCHOR_EXTRA, DEFAULT_EXTRA, LossConfig, ProfileConfig, Recipe, Tap, Term
+from edgekd.config.recipe import (
+    ANCHOR_EXTRA,
+    DEFAULT_EXTRA,
+    LossConfig,
+    ProfileConfig,
+    QuantizeConfig,
+    Recipe,
+    Tap,
+    Term,
+)
 from edgekd.errors import RecipeError
 
 MINIMAL = '[task]\nname = "digits"\n'
@@ -212,7 +222,7 @@ def test_absolute_paths_and_names_stay(write):
     path = write('[task]\nname = "package.module:Name"\n[teacher]\nweights = "/t.pt"\n')
     recipe = load_recipe(path)
     assert (recipe.task.name, recipe.teacher.weights) == ("package.module:Name", "/t.pt")
-    assert recipe.quantize.calibration == "reconstruct"
+    assert recipe.quantize.calibration == "auto"
 
 
 @pytest.mark.parametrize(
@@ -364,3 +374,18 @@ def test_a_default_that_is_written_out_is_the_same_to_the_letter():
     """Keys of stages are digests of JSON, where 0 and 0.0 differ."""
     written = msgspec.convert({"sustained_s": 0, "energy_s": 3}, ProfileConfig)
     assert msgspec.json.encode(written) == msgspec.json.encode(ProfileConfig())
+
+
+@pytest.mark.parametrize(
+    ("given", "calibration", "mends", "repair_s"),
+    [
+        ({}, "reconstruct", True, 300),
+        ({"effort": "quick"}, "minmax", False, 300),
+        ({"effort": "quick", "calibration": "gram", "repair": "best"}, "gram", True, 300),
+        ({"effort": "best"}, "reconstruct", True, math.inf),
+        ({"effort": "best", "budget_s": 60, "repair": "off"}, "reconstruct", False, 60),
+    ],
+)
+def test_the_effort_decides_what_the_recipe_leaves_open(given, calibration, mends, repair_s):
+    config = QuantizeConfig(**given)
+    assert (config.ranges_and_rounding, config.mends, config.repair_s) == (calibration, mends, repair_s)

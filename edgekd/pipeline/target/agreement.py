@@ -59,7 +59,7 @@ def _compare_fused(context: Context, candidate: PreparedCandidate, tolerance: fl
     if not context.on_onnxruntime or not context.target.options.get("fused", True):
         return None
     engine = candidate.folder / DEPLOY
-    samples = open_samples(engine, context.calibration, load_calibration(context.recipe.quantize.calibration))
+    samples = open_samples(engine, context.calibration, load_calibration(context.recipe.quantize.ranges_and_rounding))
     return fused_difference(engine, samples.fewer(_SAMPLES), tolerance)
 
 

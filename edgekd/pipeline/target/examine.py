@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 from edgekd.compress.partial import Examiner, SampleFacts, enough_samples
 from edgekd.compress.qdq_map import list_layers
@@ -31,16 +30,16 @@ if TYPE_CHECKING:
     from edgekd.runtime.measure.results import Quantile
     from edgekd.stages.progress import StageReporter
 
-#: Engines that take turns in one run; inferences of each, at least and at most, and how long they should take together.
+#: Engines that take turns in one run; inferences of each, and seconds for each, its opening included.
 _SIDE_BY_SIDE = 8
-_FEWEST, _MOST, _TYPICAL_MS = 50, 500, 1000
+_INFERENCES, _SECONDS = 500, 2.5
 
 
 def open_examiner(context: Context, candidate: PreparedCandidate) -> Examiner:
     """Open an INT8 candidate on calibration samples: the gate's are not what a repair may look at."""
     onnx = need("onnx", "build")
     qdq, floats = (onnx.load(str(candidate.folder / name)) for name in (QDQ, PREPARED))
-    calibration = load_calibration(context.recipe.quantize.calibration)
+    calibration = load_calibration(context.recipe.quantize.ranges_and_rounding)
     enough = enough_samples(len(list_layers(floats)))
     few = msgspec.structs.replace(calibration, samples=min(calibration.samples, enough))
     samples = open_samples(candidate.folder / PREPARED, context.calibration, few)
@@ -82,14 +81,13 @@ def time_beside_int8(
     with scratch_folder(folder) as work:
         write_variants(examiner.qdq, spec, scheme, work / "int8")
         whole = work / "int8" / DEPLOY
-        iterations = _iterations(context, whole, work)
         for start in range(0, len(names), _SIDE_BY_SIDE):
             group = names[start : start + _SIDE_BY_SIDE]
             engines = {}
             for index, name in enumerate(group, start):
                 write_variants(graphs[name](), spec, scheme, work / str(index))
                 engines[name] = work / str(index) / DEPLOY
-            timed |= _beside(context, whole, engines, iterations, work, report)
+            timed |= _beside(context, whole, engines, work, report)
             report.advance(start + len(group), len(names), f"{group[-1]} timed")
     return timed
 
@@ -98,34 +96,38 @@ def _beside(
     context: Context,
     whole: Path,
     engines: Mapping[str, Path],
-    iterations: int,
     work: Path,
     report: StageReporter,
 ) -> dict[str, tuple[Quantile, Quantile]]:
     """Time engines in turns with INT8; where the device refuses one of them, each by itself, without those refused."""
     try:
-        int8, *others = _p50(context, [whole, *engines.values()], iterations, work)
+        int8, *others = time_engines(context, [whole, *engines.values()], work)
     except ModelError as error:
         if len(engines) == 1:
             (name,) = engines
             context.leave_out(f"the time of {name}", error, work, report)
             return {}
-        alone = (_beside(context, whole, {name: path}, iterations, work, report) for name, path in engines.items())
+        alone = (_beside(context, whole, {name: path}, work, report) for name, path in engines.items())
         return {name: p50 for found in alone for name, p50 in found.items()}
     return {name: (own, int8) for name, own in zip(engines, others, strict=True)}
 
 
-def _iterations(context: Context, engine: Path, work: Path) -> int:
-    (p50,) = _p50(context, [engine], _FEWEST, work)
-    return int(np.clip(_TYPICAL_MS / p50.value_ms, _FEWEST, _MOST))
+def time_engines(context: Context, engines: Sequence[Path], work: Path) -> list[Quantile]:
+    """Return the p50 of some engines that take turns on the device, in one process each.
 
+    Args:
+        context: The target, which has a device to time on.
+        engines: The engine files.
+        work: An existing folder for temporary files.
 
-def _p50(context: Context, engines: Sequence[Path], iterations: int, work: Path) -> list[Quantile]:
+    Raises:
+        ModelError: The device refuses one of them.
+    """
     config = ProfileConfig(
-        threads=context.recipe.profile.threads,
-        iterations=iterations, warmup=20, cold_starts=1, compute=False, layers=False, energy_s=0,
+        threads=context.recipe.profile.threads, limit_s=_SECONDS * len(engines),
+        iterations=_INFERENCES, warmup=20, cold_starts=1, compute=False, layers=False, energy_s=0,
     )  # fmt: skip
     numbered = {str(index): engine for index, engine in enumerate(engines)}  # names of files, not of layers
     measured = context.present.profile(numbered, context.runtime, context.test, work, config, lambda *_: None)
     by_number = {engine.name: engine.latency.p50 for engine in measured.engines}
-    return [p50 for name in numbered if (p50 := by_number[name])]  # with _FEWEST inferences there always is one
+    return [p50 for name in numbered if (p50 := by_number[name])]  # with as few as a profile has, there always is one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -66,10 +67,12 @@ QUANTIZE: StageSpec[QuantizedCandidates] = StageSpec(
 )
 
 
-def write_candidates(context: Context) -> tuple[list[PreparedCandidate], QuantizedCandidates]:
-    """Write every candidate of the target that can be faster; return them, and the result of the stage."""
-    specs = quantize.candidate_specs(context.target, context.recipe.quantize)
-    calibration = load_calibration(context.recipe.quantize.calibration)
+def write_candidates(
+    context: Context, specs: Sequence[CandidateSpec] | None = None
+) -> tuple[list[PreparedCandidate], QuantizedCandidates]:
+    """Write the candidates, by default all of the target, that can be faster; return them, and the stage's result."""
+    specs = specs or quantize.candidate_specs(context.target, context.recipe.quantize)
+    calibration = load_calibration(context.recipe.quantize.ranges_and_rounding)
     written = _quantize(context, specs, context.exported, calibration, "")
     candidates = []
     for candidate in written.result.candidates:
@@ -90,7 +93,7 @@ def requantize(context: Context, student: QatStudent, rejected: PreparedCandidat
         student: The fine-tuned network.
         rejected: The INT8 candidate of before, whose ledger the new one continues.
     """
-    nearest = msgspec.structs.replace(load_calibration(context.recipe.quantize.calibration), rounding="nearest")
+    nearest = msgspec.structs.replace(load_calibration(context.recipe.quantize.ranges_and_rounding), rounding="nearest")
     written = _quantize(context, [rejected.spec], student.exported, nearest, "qat")
     (candidate,) = written.result.candidates
     steps = (
@@ -104,6 +107,11 @@ def requantize(context: Context, student: QatStudent, rejected: PreparedCandidat
     )
     prepared = _prepared(written, candidate, rejected.spec, (*rejected.steps, *steps))
     return replace(prepared, candidate=replace(candidate, name=f"{rejected.name}-qat"), history=tuple(student.history))
+
+
+def _tell_layers(report: StageReporter, number: int, count: int, name: str, done: int, total: int) -> None:
+    """Report the layers whose weights are chosen as a part of the candidates, of which this is the ``number``-th."""
+    report.advance((number - 1) * total + done, count * total, f"{name}: weights of {done} of {total} layers")
 
 
 def _prepared(
@@ -128,7 +136,8 @@ def _quantize(
                 continue
             place = folder / spec.name
             try:
-                candidate = quantize.run(spec, model, samples, context.target.scheme, calibration, folder)
+                tell = partial(_tell_layers, report, done, len(specs), spec.name)
+                candidate = quantize.run(spec, model, samples, context.target.scheme, calibration, folder, tell)
                 for note in candidate.notes:
                     report.warn(f"{spec.name}: {note}")
                 probe, errors[spec.name] = probe_variants(

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from edgekd.compress.graph import drop_embeddings
 from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
 from edgekd.compress.oracles.identity import RewriteError
 from edgekd.compress.oracles.rounding_aside import require_same
 from edgekd.compress.variants import Candidate, write_variants
+from edgekd.errors import ModelError
+from edgekd.files import scratch_folder
 from edgekd.gram.nest import targets_of
 from edgekd.gram.verdict import Verdict  # noqa: TC001  # msgspec reads the annotations of Repaired
 from edgekd.pipeline.target.context import OUTPUTS, LedgerStep, PreparedCandidate
-from edgekd.pipeline.target.examine import open_examiner, time_beside_int8
+from edgekd.pipeline.target.examine import open_examiner, time_beside_int8, time_engines
 from edgekd.pipeline.target.outputs import probe_variants, run_on_host
 from edgekd.runtime.session import open_arrays
+from edgekd.stages.artifacts import DEPLOY
 from edgekd.stages.judging import keep_choosing_ledger
 from edgekd.stages.stage import StageSpec
 
@@ -36,6 +41,9 @@ if TYPE_CHECKING:
     from edgekd.stages.progress import StageReporter
     from edgekd.stages.stage import Done
 
+#: A share of the float network's p50 below which a repaired one is taken for faster, whatever a short look's intervals.
+_FASTER = 0.95
+
 
 @dataclass(frozen=True)
 class Repaired:
@@ -44,21 +52,29 @@ class Repaired:
     Each step's probe lies in ``<number>.npz``, the last step's graphs in a folder.
 
     Attributes:
-        candidate: The candidate after the last step; None where there was nothing to return.
+        candidate: The candidate after the last step; None where there was nothing to return, or it is no faster than
+            float.
         deploy_logit_error: Largest |difference| of a logit between its two variants.
         notes: For each step what it returned to float.
         verdict: Verdict of the gate on this host after the last step.
+        stopped: The reason why it ended before the gate let it through, or in vain; None where neither is so.
     """
 
     candidate: Candidate | None
     deploy_logit_error: float
     notes: tuple[str, ...]
     verdict: Verdict
+    stopped: str | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know of it."""
+        return (self.stopped,) if self.stopped else ()
 
 
 def _describe(repaired: Repaired) -> str:
     if repaired.candidate is None:
-        return "no layer to return"
+        return "no faster than float" if repaired.stopped else "no layer to return"
     return f"{len(repaired.notes)} layers to float, {repaired.verdict}"
 
 
@@ -73,8 +89,11 @@ def return_layers(
     blamed: Done[Blame],
     mode: Literal["auto", "best"],
     label: str = "",
-) -> PreparedCandidate | None:
-    """Return layers of a candidate to float.
+    spent_s: float = 0.0,
+) -> tuple[PreparedCandidate | None, str | None]:
+    """Return layers of a candidate to float, within the time that the recipe gives a repair.
+
+    Where a float candidate may ship, it ends as soon as the network is no faster than that.
 
     Args:
         context: The target.
@@ -82,16 +101,20 @@ def return_layers(
         blamed: What each of its layers does to the output, and costs.
         mode: "auto" returns layers until the gate lets the candidate through; "best" as far as that costs no time.
         label: What tells the stage from that of another candidate; "" for the first.
+        spent_s: What of that time is spent already, in s.
 
     Returns:
-        The candidate after the last step; None where there was no layer to return.
+        The candidate after the last step, None where there was no layer to return or where it is no faster than float;
+        and the reason why it ended early, None where it did not.
     """
     suspects = blamed.result.suspects
     spec, name = candidate.spec, f"{candidate.name}-repaired"
 
     def run(folder: Path, report: StageReporter) -> Repaired:
+        begin = time.monotonic() - spent_s
         done = Repaired(None, candidate.deploy_logit_error, (), "fail")
         examiner = open_examiner(context, candidate)
+        race = _Race(context, runs=mode == "auto" and context.timed and context.recipe.quantize.precision == "best")
 
         def judge(graph: onnx.ModelProto) -> Verdict:
             nonlocal done
@@ -116,8 +139,19 @@ def return_layers(
                 note = f"{step.name} to {context.target.scheme.rest}"
                 done = replace(done, notes=(*done.notes, note))
                 report.advance(number, len(blamed.result.layers), note)
+                over = done.verdict != "fail"
+                if (over or _is_power_of_2(number)) and (slower := race.lost(folder / spec.name / DEPLOY, folder)):
+                    stopped = f"{candidate.name} was not repaired: with {number} layers in float it takes {slower}"
+                    done = replace(done, candidate=None, notes=(), stopped=stopped)
+                    break
+                if not over and time.monotonic() - begin > context.recipe.quantize.repair_s:
+                    stopped = f"{name}: its repair ended after {number} layers, when its time was over"
+                    done = replace(done, stopped=f"{stopped} (quantize.budget_s, quantize.effort)")
+                    break
         except RewriteError as error:
             report.warn(f"{name}: no further layer is returned to float: {error}")
+        if done.stopped:
+            report.warn(done.stopped)
         return done
 
     config = {
@@ -125,10 +159,43 @@ def return_layers(
         "mode": mode,
         "slack": context.recipe.quantize.slack if mode == "best" else 0,
         "seed": context.recipe.seed,
+        "repair_s": str(context.recipe.quantize.repair_s),
+        "device": context.device_identity() if context.timed else None,
         "scheme": msgspec.to_builtins(context.target.scheme),
     }
     repaired = context.stage(REPAIR, label, config=config, inputs={"blamed": blamed.key}, run=run)
-    return _prepared(candidate, repaired, f"{label} repair".lstrip())
+    return _prepared(candidate, repaired, f"{label} repair".lstrip()), repaired.result.stopped
+
+
+@dataclass
+class _Race:
+    """A repaired network beside the float one, which is written once.
+
+    Attributes:
+        context: The target.
+        runs: Whether there is a float candidate to be faster than, and a device to time both on.
+    """
+
+    context: Context
+    runs: bool
+
+    def lost(self, engine: Path, work: Path) -> str | None:
+        """Return how slow an engine is, where it is no faster than the float network; None where it is."""
+        if not self.runs:
+            return None
+        with scratch_folder(work) as folder:
+            drop_embeddings(self.context.float_graph, folder / DEPLOY)
+            try:
+                own, exact = time_engines(self.context, [engine, folder / DEPLOY], folder)
+            except ModelError:  # the device may take no such mixture, which it says where it is evaluated
+                return None
+        if own.high_ms < exact.low_ms or own.value_ms < _FASTER * exact.value_ms:
+            return None
+        return f"{own.value_ms:.3g} ms, and the float network {exact.value_ms:.3g} ms"
+
+
+def _is_power_of_2(number: int) -> bool:
+    return number & (number - 1) == 0
 
 
 def _prepared(candidate: PreparedCandidate, repaired: Done[Repaired], prefix: str) -> PreparedCandidate | None:

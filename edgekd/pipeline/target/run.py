@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from edgekd.pipeline.target.context import BUNDLED
 from edgekd.pipeline.target.details import detail_shipped
 from edgekd.pipeline.target.evaluate import Evaluation, evaluate
 from edgekd.pipeline.target.judge import judge_shipped
+from edgekd.pipeline.target.outlook import promising
 from edgekd.pipeline.target.package import bundle, name_shipped, profile
 from edgekd.pipeline.target.quantize import requantize, write_candidates
 from edgekd.pipeline.target.repair import return_layers
@@ -67,7 +69,7 @@ class CheckedCandidates:
 
 def check(context: Context) -> CheckedCandidates:
     """Write every candidate, run it where the device can, judge it, and repair what the gate rejects."""
-    prepared, quantized = write_candidates(context)
+    prepared, quantized = _write(context)
     first = evaluate(context, prepared)
     repairs, notes = _repair(context, first.candidates)
     evaluations = (first, *repairs)
@@ -77,6 +79,13 @@ def check(context: Context) -> CheckedCandidates:
     written = (f"{candidate.name}: {note}." for candidate in prepared for note in candidate.candidate.notes)
     told = (f"{name}: {text}." for evaluation in evaluations for name, text in evaluation.disagreements.items())
     return CheckedCandidates(candidates, evaluations, (*quantized.notes, *left_out, *written, *told, *notes))
+
+
+def _write(context: Context) -> tuple[list[PreparedCandidate], QuantizedCandidates]:
+    """Write the candidates that are worth their time; return them, and the result of the stage."""
+    specs, hopeless = promising(context, candidate_specs(context.target, context.recipe.quantize))
+    prepared, quantized = write_candidates(context, specs)
+    return prepared, replace(quantized, untried={**hopeless, **quantized.untried})
 
 
 def build_target(context: Context) -> FinishedTarget:
@@ -188,19 +197,24 @@ def _repair(context: Context, candidates: Sequence[EvaluatedCandidate]) -> tuple
         return [], []
     if int8.ledger.verdict != "fail":
         return _improve(context, int8) if mode == "best" else ([], [])
-    if reason := _beyond_repair(int8):
+    quick = None if context.recipe.quantize.mends else "quantize.effort is 'quick'"
+    if reason := quick or _beyond_repair(int8):
         return [], [f"{int8.name} was not repaired: {reason}."]
-    evaluations = _evaluate(context, _return_layers(context, int8.prepared, ""), "repaired")
+    returned, ended = _return_layers(context, int8.prepared, "")
+    notes = [f"{ended}."] if ended else []
+    evaluations = _evaluate(context, returned, "repaired")
     if _passes(evaluations):
-        return evaluations, []
+        return evaluations, notes
     student = context.origin.fine_tune_for_int8(context.target.scheme)
     if student is None:
-        return evaluations, [f"{int8.name} could not be repaired: a network imported from ONNX is not trained here."]
+        return evaluations, notes or [
+            f"{int8.name} could not be repaired: a network imported from ONNX is not trained here."
+        ]
     again = requantize(context, student, int8.prepared)
     evaluations += _evaluate(context, again, "qat")
     ran = evaluations[-1].candidates  # none where the device refuses it
     if ran and not _passes(evaluations) and not _float_fails(ran[0]):
-        evaluations += _evaluate(context, _return_layers(context, again, "qat"), "qat repaired")
+        evaluations += _evaluate(context, _return_layers(context, again, "qat")[0], "qat repaired")
     passes = _passes(evaluations)
     return evaluations, [] if passes else [f"{int8.name} could not be repaired; every attempt is in the table."]
 
@@ -210,14 +224,18 @@ def _improve(context: Context, int8: EvaluatedCandidate) -> tuple[list[Evaluatio
     if not context.timed:
         return [], ["repair = 'best' needs a device to time on; INT8 was left as it is."]
     blamed = blame_candidate(context, int8.prepared)
-    repaired = return_layers(context, int8.prepared, blamed, "best")
+    repaired, _ = return_layers(context, int8.prepared, blamed, "best")
     notes = [] if repaired else ["No layer of INT8 went back to float: none that helps is as fast there."]
     return _evaluate(context, repaired, "repaired"), notes
 
 
-def _return_layers(context: Context, candidate: PreparedCandidate, label: str) -> PreparedCandidate | None:
-    """Return layers to float until the gate lets the candidate through; None where there was none to return."""
-    return return_layers(context, candidate, blame_candidate(context, candidate, label), "auto", label)
+def _return_layers(
+    context: Context, candidate: PreparedCandidate, label: str
+) -> tuple[PreparedCandidate | None, str | None]:
+    """Return layers to float until the gate lets the candidate through, as :func:`return_layers` does."""
+    begin = time.monotonic()
+    blamed = blame_candidate(context, candidate, label, thorough=context.recipe.quantize.effort == "best")
+    return return_layers(context, candidate, blamed, "auto", label, time.monotonic() - begin)
 
 
 def _evaluate(context: Context, candidate: PreparedCandidate | None, label: str) -> list[Evaluation]:

@@ -431,7 +431,8 @@ def test_agents_end_with_their_host_whatever_they_do(board, engines):
         "from edgekd.runtime.backends.registry import ORT\nfrom edgekd.config.recipe import ProfileConfig\n"
         f"engines = Path({str(engines)!r})\n"
         f"SshDevice({board.address()!r}).profile({{'a': engines / 'a.onnx'}}, ORT, engines / 'x.npz', engines,\n"
-        "    ProfileConfig(iterations=1, warmup=10**9, cold_starts=1, limit_s=0), lambda *step: print(*step, flush=True))"
+        "    ProfileConfig(iterations=1, warmup=10**9, cold_starts=1, limit_s=0),\n"
+        "    lambda *step: print(*step, flush=True))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
