@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edgekd.devices.refusals import Refusals
     from edgekd.gram.blame import Blame
     from edgekd.pipeline.target.context import Context, EvaluatedCandidate, PreparedCandidate
+    from edgekd.pipeline.target.quantize import QuantizedCandidates
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def build_targets(contexts: Mapping[str, Context], refusals: Refusals) -> dict[s
             finished[name] = refusals.attempt(name, partial(build_target, context))
     for names in boards.values():
         for name in names:  # computes on this host, where each is to have all cores
-            refusals.attempt(name, partial(_write, contexts[name]))
+            refusals.attempt(name, partial(_write_ahead, contexts[name]))
 
     def build_on(names: list[str]) -> dict[str, FinishedTarget | None]:
         left = [name for name in names if name not in refusals.errors]
@@ -159,8 +160,8 @@ def build_targets(contexts: Mapping[str, Context], refusals: Refusals) -> dict[s
     return {name: done for name in contexts if (done := finished.get(name))}
 
 
-def _write(context: Context) -> None:
-    write_candidates(agree(context)[0])
+def _write_ahead(context: Context) -> None:
+    _write(agree(context)[0])
 
 
 def find_blame(context: Context) -> Blame:
