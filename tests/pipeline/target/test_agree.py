@@ -67,7 +67,7 @@ def check(folder, *targets):
 
 def test_what_a_library_gets_wrong_is_refused_with_its_node_and_other_targets_go_on(folder):
     code, said = check(folder, "./own.toml", "cpu")
-    assert code == 22
+    assert code == 22, said
     assert "Traceback" not in said
     assert "float32 in misreading.py:open_engine on local: output 'y' is off by" in said
     assert "it begins at node 'slope' (LeakyRelu) of 'c' float32 [4, 8, 10, 12]: 'r' is off by" in said
