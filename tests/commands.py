@@ -39,6 +39,7 @@ SETTINGS = {
 PREFLIGHT = ("preflight", "preflight_export", "rehearsal", "preflight_target")
 LEARNING = ("teacher", "distill", "prune", "prune_check", "export", "robustness")
 SHIPPING = (
+    "agree",
     "quantize",
     "evaluate",
     "check",

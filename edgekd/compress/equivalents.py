@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from edgekd.compress.equivalent_nodes import pads_apart, resize_by_matrices, scalar_conditions
 from edgekd.compress.graph import copy
 from edgekd.files import need
 
@@ -102,6 +103,9 @@ def _forget_shapes(model: ModelProto) -> None:
 #: The forms, in the order of what they cost an app.
 FORMS = (
     Form("fixed sizes", "it takes inputs of the samples' size alone", fix_sizes),
+    Form("scalar conditions", "the conditions of its branches have no dimensions", scalar_conditions),
+    Form("pads apart", "its poolings are padded before", pads_apart),
+    Form("resize by matrices", "it resizes by products with matrices", resize_by_matrices),
     Form("folded", "what depends on no input was computed beforehand", fold),
     Form("one at a time", "it runs one sample at a time", take_one),
 )

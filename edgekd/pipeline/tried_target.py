@@ -22,7 +22,7 @@ class TriedTarget:
 
 PREFLIGHT_TARGET: StageSpec[TriedTarget] = StageSpec(
     "preflight_target",
-    3,
+    4,
     TriedTarget,
     ("onnx", "onnxruntime"),
     "quantize, build, run, judge and bundle the untrained student for the target",

@@ -42,7 +42,7 @@ def test_a_plan_has_what_the_recipe_the_targets_and_their_devices_ask_for():
     older = msgspec.structs.replace(cpu, name="older", opset=18)
     devices = dict.fromkeys(("cpu", "older"), NO_DEVICE)
     recipe = load_recipe("digits")
-    after = ("quantize", "check", "missing", "judge", "details", "robustness_shipped", "bundle")
+    after = ("agree", "quantize", "check", "missing", "judge", "details", "robustness_shipped", "bundle")
     assert plan(recipe, [cpu, older], devices) == (
         *("preflight", "preflight_export", "preflight_export opset 18", "rehearsal", "rehearsal opset 18"),
         *("preflight_target cpu", "preflight_target older"),
@@ -68,4 +68,5 @@ def test_a_target_is_tried_only_where_its_engines_are_to_be_written():
 def test_a_plan_for_an_imported_model_trains_nothing():
     recipe = model_recipe(ModelConfig(path="model.onnx", calibration="samples.npz"))
     names = plan(recipe, [load_target("cpu")], {"cpu": NO_DEVICE})
-    assert names == ("import", "quantize cpu", "check cpu", "missing cpu", "judge cpu", "details cpu", "bundle cpu")
+    after = ("agree", "quantize", "check", "missing", "judge", "details", "bundle")
+    assert names == ("import", *(f"{stage} cpu" for stage in after))

@@ -82,13 +82,17 @@ class EngineTrial:
     batches: Sequence[Feeds]
     arithmetic: Arithmetic = "f32"
 
-    def deviations(self, model: ModelProto) -> dict[str, Deviation]:
+    def deviations(self, model: ModelProto, original: ModelProto | None = None) -> dict[str, Deviation]:
         """Return for each output of a graph how the engine differs, in the batch in which it does so most.
+
+        Args:
+            model: The graph that the engine is given.
+            original: The graph that ONNX Runtime is given, of which the other is another form; None for the same.
 
         Raises:
             ModelError: The engine does not run the graph.
         """
-        found = self.engine(model)
+        found, model = self.engine(model), original or model
         names = [value.name for value in model.graph.output]
         exact = self._exact(model, names)
         seen = self._worst(model, found, exact, ())

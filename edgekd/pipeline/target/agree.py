@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from edgekd.compress.equivalents import FORMS
+from edgekd.compress.equivalents import FORMS, fix_sizes, in_forms
 from edgekd.compress.oracles.engine import EngineTrial, locate
 from edgekd.devices.base import Absent
 from edgekd.devices.local import LocalDevice
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from edgekd.compress.oracles.deviation import Arithmetic
     from edgekd.devices.base import Device
     from edgekd.pipeline.target.context import Context
-    from edgekd.runtime.session import Feeds
     from edgekd.stages.progress import StageReporter
 
 #: Options of engine libraries under which they compute more exactly, and slower: by the library, the options, and what
@@ -174,6 +173,7 @@ def _more_exact(runtime: Runtime) -> tuple[Runtime | None, str]:
 class _Seen:
     """What was seen of the network in one form: the largest difference, and what is refused or differs, if anything."""
 
+    samples: int
     difference: float
     reason: str
     refused: bool = False
@@ -186,7 +186,7 @@ class _Attempts:
         self._context, self._device, self._runtime = context, device, runtime
         self._folder, self._report = folder, report
         self._model: ModelProto = need("onnx", "build").load(str(context.float_graph))
-        self._batches = few_batches(context.calibration, self._model)
+        self._sample = few_batches(context.calibration, self._model)[-1]
         self._engine = f"{context.public_runtime} on {device.name}"
 
     def run(self) -> EngineAgreement:
@@ -216,8 +216,7 @@ class _Attempts:
         raise ModelError(f"float32 in {self._engine}: {found}; no other form of the graph that was tried mends that")
 
     def _result(self, seen: _Seen, found: str = "") -> EngineAgreement:
-        samples = max(len(next(iter(batch.values()))) for batch in self._batches)
-        return EngineAgreement(self._engine, samples, seen.difference, found=found)
+        return EngineAgreement(self._engine, seen.samples, seen.difference, found=found)
 
     def _in_form(self, seen: _Seen, found: str, forms: Sequence[Form]) -> EngineAgreement:
         names = tuple(form.name for form in forms)
@@ -225,27 +224,26 @@ class _Attempts:
         notes = tuple(form.note for form in forms)
         return dataclasses.replace(self._result(seen, found), forms=names, notes=notes, exported=exported)
 
-    @property
-    def _sample(self) -> Feeds:
-        return {name: array[:1] for name, array in self._batches[0].items()}
-
-    def _trial(self, runtime: Runtime) -> EngineTrial:
-        runner = EngineRunner(self._context, self._device, runtime, self._batches, self._folder)
-        return EngineTrial(runner, self._batches, _arithmetic(runtime))
+    def _trial(self, model: ModelProto, runtime: Runtime) -> EngineTrial:
+        batches = few_batches(self._context.calibration, model)
+        runner = EngineRunner(self._context, self._device, runtime, batches, self._folder)
+        return EngineTrial(runner, batches, _arithmetic(runtime))
 
     def _compare(self, model: ModelProto, runtime: Runtime) -> _Seen:
+        trial = self._trial(model, runtime)
         try:
-            deviations = self._trial(runtime).deviations(model)
+            deviations = trial.deviations(model, self._model)
         except ModelError as error:
-            return _Seen(math.inf, self._in_users_terms(error), refused=True)
+            return _Seen(0, math.inf, self._in_users_terms(error), refused=True)
         differing = (f"output '{name}' {seen.reason}" for name, seen in deviations.items() if seen.reason)
-        return _Seen(max(seen.share for seen in deviations.values()), next(differing, ""))
+        samples = max(len(next(iter(batch.values()))) for batch in trial.batches)
+        return _Seen(samples, max(seen.share for seen in deviations.values()), next(differing, ""))
 
     def _locate(self, reason: str) -> tuple[str, bool]:
         """Return what differs with the node where it begins, and whether that node only turns rounding into more."""
         self._report.advance(0, 1, "looking for the first node that differs")
         try:
-            fault = locate(self._trial(self._runtime), self._model)
+            fault = locate(self._trial(self._model, self._runtime), self._model)
         except ModelError as error:
             return f"{reason}; where that begins was not found: {self._in_users_terms(error)}", False
         if fault is None:
@@ -260,14 +258,10 @@ class _Attempts:
         return in_users_terms(ModelError(text), [self._folder], origins)
 
     def _forms(self) -> Iterator[tuple[tuple[Form, ...], ModelProto]]:
-        """Yield the graph in one form, and in several at once, from what costs an app least."""
-        for count in range(1, len(FORMS) + 1):
-            for forms in combinations(FORMS, count):
-                model = self._model
-                for form in forms:
-                    written = form.write(model, self._sample)
-                    if written is None:
-                        break
-                    model = written
-                else:
-                    yield forms, model
+        """Yield the graph in one form, in two, and in all that it can be written in, what costs an app least first."""
+        fixed = fix_sizes(self._model, self._sample) or self._model  # some forms need sizes
+        alone = [form for form in FORMS if form.write(self._model, self._sample) is not None]
+        fitting = [form for form in FORMS if form in alone or form.write(fixed, self._sample) is not None]
+        several = [(form,) for form in alone] + list(combinations(fitting, 2))
+        for forms in dict.fromkeys((*several, tuple(fitting))):
+            yield forms, in_forms(self._model, [form.name for form in forms], self._sample)

@@ -17,6 +17,7 @@ from edgekd.config.target import Calibration
 from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
 from edgekd.files import scratch_folder
+from edgekd.pipeline.target.agree import agree
 from edgekd.pipeline.target.blame import blame_candidate
 from edgekd.pipeline.target.compile import build_ahead, compiles
 from edgekd.pipeline.target.context import OUTPUTS, Context
@@ -102,6 +103,10 @@ def preflight_target(runner: Runner, given: UntrainedTarget) -> Done[TriedTarget
     specs = quantize.candidate_specs(given.target, given.recipe.quantize)
 
     def run(folder: Path, report: StageReporter) -> TriedTarget:
+        with scratch_folder(folder) as scratch:
+            return try_out(_agreed(given, Cache(scratch), report), folder, report)
+
+    def try_out(given: UntrainedTarget, folder: Path, report: StageReporter) -> TriedTarget:
         tried: list[CandidateSpec] = []
         refused: dict[str, str] = {}
         for done, spec in enumerate(specs, 1):
@@ -127,6 +132,20 @@ def preflight_target(runner: Runner, given: UntrainedTarget) -> Done[TriedTarget
 
     inputs = {"exported": given.exported.key}
     return runner(PREFLIGHT_TARGET, label=given.target.name, config=_settings(given, specs), inputs=inputs, run=run)
+
+
+def _agreed(given: UntrainedTarget, cache: Cache, report: StageReporter) -> UntrainedTarget:
+    """Return the target as it is after stage agree, where the engines are to run.
+
+    Raises:
+        ModelError: The float network is another in the engine library, or is refused by it.
+    """
+    if not given.runs:
+        return given
+    report.advance(0, 1, "float32 compared with ONNX Runtime")
+    context = Context(Runner(cache, Silent()), given.recipe, given.target, given.origin, given.device)
+    agreed, _ = agree(context)
+    return dataclasses.replace(given, target=agreed.target, origin=agreed.origin)
 
 
 def _try_candidate(given: UntrainedTarget, spec: CandidateSpec, folder: Path) -> Iterator[str]:
