@@ -107,6 +107,7 @@ class _BuildArguments:
     taps: tuple[str, ...]
     kind: Kind | None
     threshold: float | None
+    metric: str | None
     targets: tuple[str, ...]
     devices: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -175,6 +176,8 @@ def build_options(command: CommandFunction) -> CommandFunction:
                      help="With --model: what its output is [default: auto, told and shown]."),
         click.option("--threshold", type=float, metavar="NUMBER",
                      help="With --model: where a label or a number of the output is decided."),
+        click.option("--metric", metavar="FILE.py:NAME",
+                     help="With --model: your own metric, a function of outputs and targets [default: the accuracy]."),
         target_option("A kind of device."),
         click.option("--device", "devices", multiple=True, metavar="[TARGET=]DEVICE",
                      help="Where engines run; see 'edgekd device' [default: what is at hand]. Repeatable."),
@@ -205,6 +208,7 @@ def _refuse_without_model(options: _BuildArguments) -> None:
         "--tap": options.taps or None,
         "--kind": options.kind,
         "--threshold": options.threshold,
+        "--metric": options.metric,
         "--output NAME=KIND": options.named_outputs or None,
     }
     for option, value in given.items():
@@ -234,6 +238,7 @@ def _model_recipe(options: _BuildArguments, model: Path) -> Recipe:
         outputs=dict(options.named_outputs),
         kind=options.kind or "auto",
         threshold=options.threshold,
+        metric=options.metric or "",
     )
     return model_recipe(config, options.overrides)
 

@@ -225,6 +225,9 @@ def _anchor_paths(content: JsonObject, base: Path) -> None:
     for term in _terms(content):
         if isinstance(loss := term.get("loss"), str):
             term["loss"] = anchor(loss, base)
+    model = content.get("model")
+    if isinstance(model, dict) and isinstance(metric := model.get("metric"), str):
+        model["metric"] = anchor(metric, base)
     quantize = content.get("quantize")
     sections = [content.get(name) for name in ("teacher", "distill", "prune")]
     sections += [content, quantize.get("qat") if isinstance(quantize, dict) else None]

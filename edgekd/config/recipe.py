@@ -114,6 +114,14 @@ class ModelConfig(_Config, frozen=True):
         Annotated[float, Meta(ge=-1_000_000_000, le=1_000_000_000)] | None,
         Meta(description="Where a label or a number is decided, of a network that has one output."),
     ] = None
+    metric: Annotated[
+        str,
+        Meta(
+            description="A metric of your own, 'path/to/file.py:name' or 'package.module:name': a function of outputs "
+            "and targets, which are 'labels' or a dict of all arrays of the samples that are no inputs; larger is "
+            "better unless it has higher_is_better = False."
+        ),
+    ] = ""
 
     def __post_init__(self) -> None:
         if self.outputs and (self.kind != "auto" or self.threshold is not None):

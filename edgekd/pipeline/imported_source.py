@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +12,15 @@ import msgspec
 from edgekd.config.recipe import OutputConfig
 from edgekd.errors import ModelError
 from edgekd.files import sha256_file
+from edgekd.gram.nest import targets_of
 from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.probe import Probe
+from edgekd.pipeline.onnx_import.own_metric import load_metric
 from edgekd.pipeline.onnx_import.read import weight_files
 from edgekd.pipeline.onnx_import.stage import NETWORK, ImportedModel, OnnxSource, import_onnx
 from edgekd.pipeline.target.outputs import join_probe, run_on_host
+from edgekd.plugins import source_file
+from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import PROBE, TEST, VALIDATION, onnx_name, validation_probe
 from edgekd.stages.metrics import default_metric
 from edgekd.stages.stage import Done, Runner, StageSpec
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     from edgekd.gram.metric import Metric
     from edgekd.gram.npz import Array
     from edgekd.gram.probe import Answer
+    from edgekd.pipeline.onnx_import.own_metric import OwnMetric
     from edgekd.pipeline.source import JudgingSplit
     from edgekd.stages.artifacts import Exported
     from edgekd.stages.progress import StageReporter
@@ -52,10 +58,12 @@ class ImportedOrigin:
     Attributes:
         name: Name of the model's file, without its ending.
         imported: The stage that read the model and its samples.
+        own_metric: The user's own metric; None where there is none.
     """
 
     name: str
     imported: Done[ImportedModel]
+    own_metric: OwnMetric | None = None
 
     network = NETWORK
     robustness = None
@@ -74,11 +82,13 @@ class ImportedOrigin:
 
     @property
     def metric(self) -> Metric:
-        """The accuracy of the first output of classes: labels are of that one."""
+        """The user's own metric, or the accuracy of the first output of classes: labels are of that one."""
+        if self.own_metric is not None:
+            return self.own_metric
         facts = self.exported.result.facts
-        named = next(iter(facts.classes)) if len(facts.outputs) > 1 else None
         accuracy = default_metric({"": OutputKind()})
         assert accuracy is not None
+        named = next(iter(facts.classes), None) if len(facts.outputs) > 1 else None
         if named is None:
             return accuracy.compute
         return lambda answer, targets: accuracy.compute(answer[named], targets)
@@ -105,28 +115,46 @@ def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
     config = recipe.model
     assert config is not None  # the caller has looked
     model, calibration, test = _files(config)
+    metric = load_metric(config.metric) if config.metric else None
 
     def run(folder: Path, report: StageReporter) -> ImportedModel:
         only = OutputConfig(kind=config.kind, threshold=config.threshold)
-        source = OnnxSource(model, calibration, test, config.taps, config.asked, only)
+        source = OnnxSource(model, calibration, test, config.taps, config.asked, only, metric)
         imported = import_onnx(source, folder, report, recipe.seed)
         for samples, name in ((TEST, PROBE), (VALIDATION, validation_probe(NETWORK))):
             outputs = run_on_host(folder / onnx_name(NETWORK), folder / samples)
-            join_probe(outputs, folder / samples).save(folder / name)
+            probe = join_probe(outputs, folder / samples)
+            probe.save(folder / name)
+            if metric is not None:
+                _require_number(metric, probe, folder / samples, report)
         return imported
 
     inputs = {
         **{name: sha256_file(path) for name, path in _named(model, calibration, test).items()},
         "weights": [sha256_file(path) for path in weight_files(model)],
+        "metric": _digest(config.metric),
     }
     settings = {
         "taps": msgspec.to_builtins(config.taps),
         "outputs": msgspec.to_builtins(config.asked),
         "kind": config.kind,
         "threshold": config.threshold,
+        "metric": [metric.name, metric.higher_is_better] if metric else None,
         "seed": recipe.seed,
     }
-    return ImportedOrigin(model.stem, runner(IMPORT, config=settings, inputs=inputs, run=run))
+    return ImportedOrigin(model.stem, runner(IMPORT, config=settings, inputs=inputs, run=run), metric)
+
+
+def _require_number(metric: OwnMetric, probe: Probe, samples: Path, report: StageReporter) -> None:
+    """Compute the user's own metric of the float network on all samples of a split; warn where it is no number.
+
+    Raises:
+        TaskError: It fails.
+    """
+    with open_arrays(samples) as arrays:
+        targets = targets_of(arrays)
+    if targets is not None and math.isnan(metric(probe.answer, targets)):
+        report.warn(f"{metric.where} of the float network on the {samples.stem} samples is not a number")
 
 
 def _files(config: ModelConfig) -> tuple[Path, Path, Path | None]:
@@ -141,6 +169,12 @@ def _files(config: ModelConfig) -> tuple[Path, Path, Path | None]:
         if not is_file:
             raise ModelError(f"[model] {key}: {name}: {'is no file' if Path(name).exists() else 'no such file'}")
     return Path(config.path), Path(config.calibration), Path(config.test) if config.test else None
+
+
+def _digest(metric: str) -> str | None:
+    """Return the SHA-256 of the file that a metric of the user's own is in; None where there is none."""
+    source = source_file(metric) if metric else None
+    return None if source is None else sha256_file(source)
 
 
 def _named(model: Path, calibration: Path, test: Path | None) -> dict[str, Path]:

@@ -114,6 +114,7 @@ def test_the_report_of_a_model_reads_well(folder, imported):
         (["--calibration", "short.npz"], 8, "'zer'"),
         (["--tap", "fou"], 2, "write it as NAME=TENSOR"),
         (["--tap", "fou=no_such_tensor"], 4, "no_such_tensor"),
+        (["--metric", "nowhere.py:mine"], 4, "metric nowhere.py:mine: nowhere.py cannot be imported"),
         (["--kind", "scores"], 2, "'scores' is not one of 'auto', 'classes'"),
         (
             ["--kind", "classes", "--threshold", "0.5"],

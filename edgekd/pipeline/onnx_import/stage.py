@@ -11,6 +11,8 @@ from edgekd.compress.graph import save
 from edgekd.config.recipe import OutputConfig
 from edgekd.errors import ModelError
 from edgekd.files import need
+from edgekd.gram.nest import take_rows
+from edgekd.gram.probe import answer_of
 from edgekd.pipeline.onnx_import.graph import keep_tensors
 from edgekd.pipeline.onnx_import.inputs import batch_inputs, input_specs, states, unbatched
 from edgekd.pipeline.onnx_import.kind import settle_kinds
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from onnx import GraphProto
 
+    from edgekd.pipeline.onnx_import.own_metric import OwnMetric
     from edgekd.runtime.session import Array, TensorSpec
     from edgekd.stages.progress import StageReporter
 
@@ -74,6 +77,7 @@ class OnnxSource:
             several float inputs meet; where none do, the model's outputs.
         outputs: The outputs that the engine gives, and what each is; empty for all that are float tensors.
         only: What is said of the output of a network that has one, in place of ``outputs``.
+        metric: The user's own metric; None to measure the accuracy, where there are labels of classes.
     """
 
     model: Path
@@ -82,6 +86,7 @@ class OnnxSource:
     taps: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, OutputConfig] = field(default_factory=dict)
     only: OutputConfig | None = None
+    metric: OwnMetric | None = None
 
 
 def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: int = 0) -> ImportedModel:
@@ -120,8 +125,9 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
     parity = _parity(model, path, outputs.answers, calibration_samples)
     facts, reasons = _facts(path, source, outputs.answers, (calibration_samples, test_samples), notes)
     facts = replace(facts, modalities=[name for name in data if not _has_two_values(calibration_samples.inputs[name])])
-    if not facts.classes:
-        calibration_samples, test_samples = calibration_samples.without_labels(), test_samples.without_labels()
+    calibration_samples, test_samples = _as_labelled((calibration_samples, test_samples), facts, source.metric)
+    if source.metric is not None:
+        _try_metric(source.metric, path, outputs.answers, (calibration_samples, test_samples))
     ranges, chosen, said = hold_back(calibration_samples, seed)
     notes.append(said)
     ranges.save(folder / CALIBRATION)
@@ -144,7 +150,12 @@ def _read(
     """Read the samples of both files, or split those of the first into two halves."""
     calibration, test = source.calibration, source.test
     files = [calibration] if test is None else [calibration, test]
-    read = [read_samples(path, specs, recurrent) for path in files]
+    read = [read_samples(path, specs, recurrent, metric=source.metric is not None) for path in files]
+    if source.metric is not None and all(samples.known is None for samples in read):
+        raise ModelError(
+            f"{files[-1]}: has nothing that the metric could hold the outputs against: no array 'labels', and none "
+            "under a name of your own"
+        )
     for path, samples in zip(files, read, strict=True):
         if samples.ignored:
             notes.append(f"{path.name}: the model has no inputs {', '.join(samples.ignored)}; they are ignored")
@@ -252,18 +263,45 @@ def _facts(
         for name, kind in kinds.items()
         if kind.name == "classes"
     }
-    if not classes:
-        if labelled:
-            what = ", ".join(f"'{kind.name}'" for kind in kinds.values())
-            notes.append(f"the labels are not used: the output is {what}, and labels are for 'classes'")
-        return TaskFacts("metric", True, kinds, {}, inputs), reasons
-    width = len(next(iter(classes.values())))
-    for part in samples:
+    if labelled and not classes and source.metric is None:
+        what = ", ".join(f"'{kind.name}'" for kind in kinds.values())
+        notes.append(f"the labels are not used: the output is {what}, and labels are for 'classes'")
+    metric = source.metric
+    default = "accuracy" if classes else "metric"
+    name, better = (metric.name, metric.higher_is_better) if metric else (default, True)
+    return TaskFacts(name, better, kinds, classes, inputs), reasons
+
+
+def _as_labelled(
+    samples: tuple[NpzSamples, NpzSamples], facts: TaskFacts, metric: OwnMetric | None
+) -> tuple[NpzSamples, ...]:
+    """Return samples with labels only where they are of an output's classes; a metric of one's own gets others.
+
+    Raises:
+        ModelError: They are of no class of the output, and there is no such metric.
+    """
+    width = len(next(iter(facts.classes.values()), ()))
+    for part in samples if width else ():
         known = () if part.labels is None else part.labels[part.labels != UNLABELLED]
-        wrong = [label for label in known if not 0 <= label < width]
-        if wrong:
-            raise ModelError(f"'labels' holds {wrong[0]}, but the model has classes 0 to {width - 1} only")
-    return TaskFacts("accuracy", True, kinds, classes, inputs), reasons
+        wrong = next((label for label in known if not 0 <= label < width), None)
+        if wrong is not None and metric is None:
+            raise ModelError(f"'labels' holds {wrong}, but the model has classes 0 to {width - 1} only")
+        width = width if wrong is None else 0
+    return samples if width else tuple(part.without_labels(metric is not None) for part in samples)
+
+
+def _try_metric(metric: OwnMetric, path: Path, names: Sequence[str], samples: Sequence[NpzSamples]) -> None:
+    """Compute the user's own metric of a few samples, before anything takes long.
+
+    Raises:
+        TaskError: It fails, or gives no number.
+    """
+    part = next(part for part in samples if part.known is not None)
+    assert part.known is not None  # it is the one that has targets
+    few = part.take(np.arange(min(len(part.ids), _BATCH)))
+    with open_engine(path, fused=False) as session:
+        found = run_rows(session, few.inputs, _BATCH)
+    metric(answer_of({name: found[name] for name in names}), take_rows(part.known, slice(len(few.ids))))
 
 
 def _has_two_values(x: Array) -> bool:

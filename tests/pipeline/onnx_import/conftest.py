@@ -18,7 +18,7 @@ class Warned(Silent):
 def import_(tmp_path):
     """Import a model with samples that are given by name, into ``tmp_path / "out"``."""
 
-    def run(model, samples, test=None, taps=(), outputs=(), kind="auto", threshold=None, **options):
+    def run(model, samples, test=None, taps=(), outputs=(), kind="auto", threshold=None, metric=None, **options):
         np.savez(tmp_path / "samples.npz", **samples)
         if test is not None:
             np.savez(tmp_path / "test.npz", **test)
@@ -29,7 +29,7 @@ def import_(tmp_path):
         reporter = StageReporter(observer, "import")
         only = OutputConfig(kind=kind, threshold=threshold)
         asked = {name: OutputConfig(**said) for name, said in dict(outputs).items()}
-        source = OnnxSource(model, tmp_path / "samples.npz", given, dict(taps), asked, only)
+        source = OnnxSource(model, tmp_path / "samples.npz", given, dict(taps), asked, only, metric)
         imported = import_onnx(source, folder, reporter, **options)
         assert tuple(observer.messages) == imported.notes
         return imported
