@@ -108,6 +108,8 @@ class _BuildArguments:
     kind: Kind | None
     threshold: float | None
     metric: str | None
+    as_is: bool
+    reference: Path | None
     targets: tuple[str, ...]
     devices: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -178,6 +180,10 @@ def build_options(command: CommandFunction) -> CommandFunction:
                      help="With --model: where a label or a number of the output is decided."),
         click.option("--metric", metavar="FILE.py:NAME",
                      help="With --model: your own metric, a function of outputs and targets [default: the accuracy]."),
+        click.option("--as-is", "as_is", is_flag=True,
+                     help="With --model: check, profile and bundle it in its own precision; quantize nothing."),
+        click.option("--reference", type=file, metavar="FLOAT.onnx",
+                     help="With --as-is: the float network that it is compared with."),
         target_option("A kind of device."),
         click.option("--device", "devices", multiple=True, metavar="[TARGET=]DEVICE",
                      help="Where engines run; see 'edgekd device' [default: what is at hand]. Repeatable."),
@@ -209,6 +215,8 @@ def _refuse_without_model(options: _BuildArguments) -> None:
         "--kind": options.kind,
         "--threshold": options.threshold,
         "--metric": options.metric,
+        "--as-is": options.as_is or None,
+        "--reference": options.reference,
         "--output NAME=KIND": options.named_outputs or None,
     }
     for option, value in given.items():
@@ -224,6 +232,8 @@ def _model_recipe(options: _BuildArguments, model: Path) -> Recipe:
         raise click.UsageError("give --model or --recipe, not both; a recipe can name a model in its [model] section")
     if options.calibration is None:
         raise click.UsageError("--model needs --calibration: an .npz of real samples to quantize with")
+    if options.reference is not None and not options.as_is:
+        raise click.UsageError("--reference is for --as-is: it is what a model is compared with that is built as it is")
     pairs = [tap.partition("=") for tap in options.taps]
     for name, equals, tensor in pairs:
         if not (name and equals and tensor):
@@ -239,6 +249,8 @@ def _model_recipe(options: _BuildArguments, model: Path) -> Recipe:
         kind=options.kind or "auto",
         threshold=options.threshold,
         metric=options.metric or "",
+        as_is=options.as_is,
+        reference=str(options.reference or ""),
     )
     return model_recipe(config, options.overrides)
 

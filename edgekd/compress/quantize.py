@@ -9,13 +9,14 @@ from edgekd.compress.graph import save
 from edgekd.compress.oracles import identity
 from edgekd.compress.oracles.fp16_identity import require_same_in_half
 from edgekd.compress.oracles.rounding_aside import require_same
+from edgekd.compress.precision import count_quantized
 from edgekd.compress.quantizers.names import Names
 from edgekd.compress.quantizers.prepare import open_samples
 from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.compress.quantizers.write import write_quantized
 from edgekd.compress.range_search import SAMPLES, shrink_ranges
 from edgekd.compress.rounding import reconstruct
-from edgekd.compress.variants import Candidate, CandidateSpec, count_quantized, has_half, write_variants
+from edgekd.compress.variants import Candidate, CandidateSpec, has_half, write_variants
 from edgekd.errors import ModelError, TargetError
 from edgekd.files import need, quiet, scratch_folder, sha256_file
 from edgekd.plugins import is_plugin, source_file

@@ -210,7 +210,7 @@ def _anchor_paths(content: JsonObject, base: Path) -> None:
     """Make the paths in a recipe's tables absolute, in place, so that they do not depend on the working directory."""
     anchored = (
         *(("task", "name"), ("teacher", "weights"), ("student", "weights"), ("quantize", "calibration")),
-        *(("model", key) for key in ("path", "calibration", "test")),
+        *(("model", key) for key in ("path", "calibration", "test", "reference")),
     )
     for section, key in anchored:
         table = content.get(section)

@@ -80,7 +80,7 @@ class OutputConfig(_Config, frozen=True):
 class ModelConfig(_Config, frozen=True):
     """A trained network imported from ONNX, in place of a task: nothing is trained, distilled or pruned."""
 
-    path: Annotated[str, Meta(min_length=1, description="The float ONNX file.")]
+    path: Annotated[str, Meta(min_length=1, description="The ONNX file: of a float network, or, with as_is, of any.")]
     calibration: Annotated[
         str,
         Meta(
@@ -122,8 +122,20 @@ class ModelConfig(_Config, frozen=True):
             "better unless it has higher_is_better = False."
         ),
     ] = ""
+    as_is: Annotated[
+        bool,
+        Meta(
+            description="Check, profile and bundle the model in its own precision, INT8, float16 or any other, and "
+            "quantize nothing."
+        ),
+    ] = False
+    reference: Annotated[
+        str, Meta(description="With as_is: the float ONNX file that the model is compared with. Without, nothing is.")
+    ] = ""
 
     def __post_init__(self) -> None:
+        if self.reference and not self.as_is:
+            raise ValueError("model.reference is what a model is compared with that is built as it is: set model.as_is")
         if self.outputs and (self.kind != "auto" or self.threshold is not None):
             raise ValueError("model.kind and model.threshold are of the only output: leave them out beside outputs")
 

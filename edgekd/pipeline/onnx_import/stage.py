@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.compress.graph import save
+from edgekd.compress.variants import Candidate  # noqa: TC001  # the type of a stage's result, too
 from edgekd.config.recipe import OutputConfig
 from edgekd.errors import ModelError
 from edgekd.files import need
+from edgekd.gram.gate import GIVEN
 from edgekd.gram.nest import take_rows
 from edgekd.gram.probe import answer_of
 from edgekd.pipeline.onnx_import.graph import keep_tensors
@@ -21,6 +23,7 @@ from edgekd.pipeline.onnx_import.observe import observe
 from edgekd.pipeline.onnx_import.outputs import choose_outputs, write_outputs
 from edgekd.pipeline.onnx_import.read import read_model
 from edgekd.pipeline.onnx_import.samples import NpzSamples, hold_back, read_samples, shared, split
+from edgekd.pipeline.onnx_import.single import has_half
 from edgekd.pipeline.onnx_import.taps import TensorTap  # noqa: TC001  # the type of a stage's result is looked up when it is read back
 from edgekd.pipeline.onnx_import.trial import require_end
 from edgekd.runtime.backends.onnxruntime import open_engine
@@ -44,6 +47,9 @@ NETWORK = "float"
 #: Largest |written - user's| that is allowed, as a share of the output's largest magnitude.
 _TOLERANCE = 1e-3
 
+#: The same where the user's model rounds all that it computes to float16.
+_HALF_TOLERANCE = 0.05
+
 #: The most samples by which the output's kind is told, and how many of them run at a time.
 _LOOKED_AT, _BATCH = 256, 64
 
@@ -57,12 +63,16 @@ class ImportedModel:
         modalities: For each modality where its embedding is read.
         notes: Sentences for the user on how model and samples were read.
         reasons: Why each output is taken for its kind, as a phrase.
+        given: The candidate that a model which stays as it is is; None for a model that is quantized here.
+        deploy_logit_error: Largest |difference| of an output between the two variants of that candidate.
     """
 
     exported: Exported
     modalities: dict[str, TensorTap]
     notes: tuple[str, ...]
     reasons: dict[str, str]
+    given: Candidate | None = None
+    deploy_logit_error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,7 @@ class OnnxSource:
         outputs: The outputs that the engine gives, and what each is; empty for all that are float tensors.
         only: What is said of the output of a network that has one, in place of ``outputs``.
         metric: The user's own metric; None to measure the accuracy, where there are labels of classes.
+        as_is: Whether the model stays in its own precision, which may be of integers.
     """
 
     model: Path
@@ -87,6 +98,12 @@ class OnnxSource:
     outputs: Mapping[str, OutputConfig] = field(default_factory=dict)
     only: OutputConfig | None = None
     metric: OwnMetric | None = None
+    as_is: bool = False
+
+    @property
+    def network(self) -> str:
+        """Name of the graph that is written, as the ledger's row of it is called."""
+        return GIVEN if self.as_is else NETWORK
 
 
 def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: int = 0) -> ImportedModel:
@@ -104,7 +121,7 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
     """
     notes: list[str] = []
     model = source.model
-    graph = read_model(model, source.taps.values())
+    graph = read_model(model, source.taps.values(), notes, as_is=source.as_is)
     report.advance(1, 4, f"{len(graph.graph.node)} nodes")
     specs, recurrent = input_specs(graph, model), states(graph)
     calibration_samples, test_samples = _read(source, specs, recurrent, seed, notes)
@@ -119,7 +136,7 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
     ]
     outputs = choose_outputs(graph, source.taps, list(source.outputs), calibration_samples, data, notes)
     modalities = write_outputs(graph, outputs, calibration_samples)
-    path = folder / onnx_name(NETWORK)
+    path = folder / onnx_name(source.network)
     save(graph, path)
     report.advance(3, 4, f"taps: {', '.join(f'{name} at {tap.tensor}' for name, tap in modalities.items())}")
     parity = _parity(model, path, outputs.answers, calibration_samples)
@@ -136,7 +153,8 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
     report.advance(4, 4, f"differs from {model.name} by {parity:.1e}")
     for note in notes:
         report.warn(note)
-    exported = Exported({NETWORK: parity}, {NETWORK: path.stat().st_size}, facts)
+    sizes = {} if source.as_is else {NETWORK: path.stat().st_size}  # as it is, it is timed as what ships alone
+    exported = Exported({source.network: parity}, sizes, facts)
     return ImportedModel(exported, modalities, tuple(notes), reasons)
 
 
@@ -203,6 +221,7 @@ def _parity(model: Path, path: Path, names: Sequence[str], samples: NpzSamples) 
     specs = input_specs(original, model)
     single = unbatched(specs, samples.inputs)
     feeds = {name: np.asarray(x[0]) if name in single else x[:1] for name, x in samples.inputs.items()}
+    tolerance = _HALF_TOLERANCE if has_half(original.graph) else _TOLERANCE
     exact = observe(original, names, feeds)
     with open_engine(path, fused=False) as session:
         found = session.run(samples.first(1))
@@ -216,7 +235,7 @@ def _parity(model: Path, path: Path, names: Sequence[str], samples: NpzSamples) 
             )
         written = found[name].reshape(expected.shape).astype(np.float64)
         parity = float(np.abs(written - expected).max()) / max(float(np.abs(expected.astype(np.float64)).max()), 1e-6)
-        if not parity <= _TOLERANCE:
+        if not parity <= tolerance:
             raise ModelError(
                 f"{model}: as edgekd wrote it, at {path}, it gives another result for the first sample: '{name}' "
                 f"differs by {parity:.2g} of its magnitude"

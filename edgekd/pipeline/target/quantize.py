@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgekd.compress import quantize
-from edgekd.compress.variants import Candidate
+from edgekd.compress.variants import Candidate, CandidateSpec
 from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError
 from edgekd.pipeline.target.context import OUTPUTS, Context, LedgerStep, PreparedCandidate, require_one
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from edgekd.compress.variants import Candidate, CandidateSpec
     from edgekd.config.target import Calibration
     from edgekd.pipeline.source import QatStudent
     from edgekd.stages.artifacts import Exported
@@ -57,7 +56,15 @@ QUANTIZE: StageSpec[QuantizedCandidates] = StageSpec(
 
 
 def write_candidates(context: Context) -> tuple[list[PreparedCandidate], dict[str, str]]:
-    """Write every candidate of the target; return them, and for each that was left out the reason."""
+    """Write every candidate of the target; return them, and for each that was left out the reason.
+
+    A model that is built as it is is the only one.
+    """
+    if given := context.origin.given:
+        spec = CandidateSpec(given.candidate.precision, None)
+        step = LedgerStep(given.row, "", given.folder / OUTPUTS)
+        error = given.deploy_logit_error
+        return [PreparedCandidate(given.candidate, spec, given.folder, given.key, error, (step,))], {}
     specs = quantize.candidate_specs(context.target, context.recipe.quantize.precision)
     calibration = load_calibration(context.recipe.quantize.calibration)
     written = _quantize(context, specs, context.exported, calibration, "")
