@@ -101,8 +101,9 @@ def _import_reference(
     path = folder / _REFERENCE if _cast_inputs(model, reference, source.model, inputs) else reference
     if path != reference:
         save(model, path)
-    outputs = {name: source.outputs.get(name, OutputConfig()) for name in facts.outputs}
-    asked = replace(source, model=path, as_is=False, outputs={} if len(outputs) == 1 and source.only else outputs)
+    alone = source.only if source.only is not None and len(facts.outputs) == 1 else OutputConfig()
+    outputs = {name: source.outputs.get(name, alone) for name in facts.outputs}
+    asked = replace(source, model=path, as_is=False, outputs=outputs, only=None)
     imported = import_onnx(asked, folder, report, seed)
     if path != reference:
         path.unlink()
