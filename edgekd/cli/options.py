@@ -112,6 +112,9 @@ class _BuildArguments:
     fixed: tuple[str, ...]
     kind: Kind | None
     threshold: float | None
+    metric: str | None
+    as_is: bool
+    reference: Path | None
     targets: tuple[str, ...]
     devices: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -192,6 +195,12 @@ def build_options(command: CommandFunction) -> CommandFunction:
                      help="With --model: what its output is [default: auto, told and shown]."),
         click.option("--threshold", type=float, metavar="NUMBER",
                      help="With --model: where a label or a number of the output is decided."),
+        click.option("--metric", metavar="FILE.py:NAME",
+                     help="With --model: your own metric, a function of outputs and targets [default: the accuracy]."),
+        click.option("--as-is", "as_is", is_flag=True,
+                     help="With --model: check, profile and bundle it in its own precision; quantize nothing."),
+        click.option("--reference", type=file, metavar="FLOAT.onnx",
+                     help="With --as-is: the float network that it is compared with."),
         target_option("A kind of device."),
         click.option("--device", "devices", multiple=True, metavar="[TARGET=]DEVICE",
                      help="Where engines run; see 'edgekd device' [default: what is at hand]. Repeatable."),
@@ -224,6 +233,9 @@ def _refuse_without_model(options: _BuildArguments) -> None:
         "--fix": options.fixed or None,
         "--kind": options.kind,
         "--threshold": options.threshold,
+        "--metric": options.metric,
+        "--as-is": options.as_is or None,
+        "--reference": options.reference,
         "--output NAME=KIND": options.named_outputs or None,
     }
     for option, value in given.items():
@@ -242,6 +254,8 @@ def _model_recipe(options: _BuildArguments, model: Path) -> Recipe:
     taps = _pairs("--tap", options.taps, "NAME=TENSOR")
     none = options.states == ("none",)
     states = _pairs("--state", () if none else options.states, "IN=OUT, or --state none alone")
+    if options.reference is not None and not options.as_is:
+        raise click.UsageError("--reference is for --as-is: it is what a model is compared with that is built as it is")
     calibration, test = str(options.calibration), str(options.test or "")
     config = ModelConfig(
         path=str(model),
@@ -253,6 +267,9 @@ def _model_recipe(options: _BuildArguments, model: Path) -> Recipe:
         fix={name: _number(name, text) for name, text in _pairs("--fix", options.fixed, "INPUT=NUMBER").items()},
         kind=options.kind or "auto",
         threshold=options.threshold,
+        metric=options.metric or "",
+        as_is=options.as_is,
+        reference=str(options.reference or ""),
     )
     return model_recipe(config, options.changes)
 

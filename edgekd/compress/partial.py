@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import numpy as np
 
 from edgekd.compress.oracles import identity
 from edgekd.compress.switchboard import Switchboard
+from edgekd.errors import TaskError
 from edgekd.gram.answers import joint_divergences, joint_errors
 from edgekd.gram.blame import Effect
 from edgekd.gram.drift import pair_drifts
@@ -22,6 +24,7 @@ from edgekd.gram.probe import answer_of, top1
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
+    from numpy.typing import NDArray
     from onnx import ModelProto
 
     from edgekd.gram.metric import Metric
@@ -182,7 +185,14 @@ class Examiner:
         metric, targets = self._judging.metric, self._judging.targets
         if metric is None or targets is None:
             return None
-        return Series.of(lambda kept: float(metric(take_rows(answer, kept), take_rows(targets, kept))), self._blocks)
+
+        def tried(kept: NDArray[np.bool_]) -> float:
+            try:
+                return float(metric(take_rows(answer, kept), take_rows(targets, kept)))
+            except TaskError:  # of these few samples, as without any of some class
+                return math.nan
+
+        return Series.of(tried, self._blocks)
 
 
 def _flips(output: Array, exact: Array) -> float | None:

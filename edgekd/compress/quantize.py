@@ -9,6 +9,7 @@ from edgekd.compress.graph import save
 from edgekd.compress.oracles import identity
 from edgekd.compress.oracles.fp16_identity import require_same_in_half
 from edgekd.compress.oracles.rounding_aside import require_same
+from edgekd.compress.precision import count_quantized
 from edgekd.compress.quantizers.integers import write_integers
 from edgekd.compress.quantizers.levels import LARGEST
 from edgekd.compress.quantizers.names import Names
@@ -19,7 +20,7 @@ from edgekd.compress.range_search import SAMPLES, shrink_ranges
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.compress.rounding import reconstruct
 from edgekd.compress.tables import require_same_rows
-from edgekd.compress.variants import Candidate, CandidateSpec, count_quantized, has_half, write_variants
+from edgekd.compress.variants import Candidate, CandidateSpec, has_half, write_variants
 from edgekd.compress.work import measure_work
 from edgekd.config.target import Calibration
 from edgekd.errors import ModelError, TargetError

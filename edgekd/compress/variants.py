@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekd.compress.fp16 import to_half
-from edgekd.compress.graph import WEIGHT_BEARING, copy, drop_embeddings, save
+from edgekd.compress.graph import copy, drop_embeddings, save
+from edgekd.compress.precision import count_quantized
 from edgekd.compress.quantizers import onnxruntime
 from edgekd.compress.tables import store_tables
 from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH
@@ -16,10 +17,7 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
-    from edgekd.config.target import Precision, Scheme
-
-#: Operators of layers whose weights are stored in integers, and dequantized by no node of their own.
-_INTEGERS = ("MatMulInteger", "MatMulNBits", "DynamicQuantizeLSTM")
+    from edgekd.config.target import Scheme
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class CandidateSpec:
         quantizer: Name of the quantizer, as the target has it; None where nothing is quantized.
     """
 
-    precision: Precision
+    precision: str
     quantizer: str | None
 
     @property
@@ -91,12 +89,3 @@ def write_variants(graph: ModelProto, spec: CandidateSpec, scheme: Scheme, folde
     drop_embeddings(folder / PROBE_GRAPH, folder / DEPLOY)
     sizes = {name: (folder / name).stat().st_size for name in (PROBE_GRAPH, DEPLOY)}
     return Candidate(spec.name, spec.precision, done, total, sizes)
-
-
-def count_quantized(graph: ModelProto) -> tuple[int, int]:
-    """Return the number of weight-bearing nodes that compute in integers or read dequantized weights, and of all."""
-    producer = {name: node.op_type for node in graph.graph.node for name in node.output}
-    weighty = [node for node in graph.graph.node if node.op_type in WEIGHT_BEARING]
-    integers = sum(node.op_type in _INTEGERS for node in graph.graph.node)
-    dequantized = sum(producer.get(node.input[1]) == "DequantizeLinear" for node in weighty)
-    return integers + dequantized, integers + len(weighty)

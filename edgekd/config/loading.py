@@ -210,7 +210,7 @@ def _anchor_paths(content: JsonObject, base: Path) -> None:
     """Make the paths in a recipe's tables absolute, in place, so that they do not depend on the working directory."""
     anchored = (
         *(("task", "name"), ("teacher", "weights"), ("student", "weights"), ("quantize", "calibration")),
-        *(("model", key) for key in ("path", "calibration", "test")),
+        *(("model", key) for key in ("path", "calibration", "test", "reference")),
     )
     for section, key in anchored:
         table = content.get(section)
@@ -225,6 +225,9 @@ def _anchor_paths(content: JsonObject, base: Path) -> None:
     for term in _terms(content):
         if isinstance(loss := term.get("loss"), str):
             term["loss"] = anchor(loss, base)
+    model = content.get("model")
+    if isinstance(model, dict) and isinstance(metric := model.get("metric"), str):
+        model["metric"] = anchor(metric, base)
     quantize = content.get("quantize")
     if isinstance(quantize, dict) and isinstance(names := quantize.get("quantizers"), list):
         quantize["quantizers"] = [anchor(name, base) if isinstance(name, str) else name for name in names]

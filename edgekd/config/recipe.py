@@ -85,7 +85,7 @@ class OutputConfig(_Config, frozen=True):
 class ModelConfig(_Config, frozen=True):
     """A trained network imported from ONNX, in place of a task: nothing is trained, distilled or pruned."""
 
-    path: Annotated[str, Meta(min_length=1, description="The float ONNX file.")]
+    path: Annotated[str, Meta(min_length=1, description="The ONNX file: of a float network, or, with as_is, of any.")]
     calibration: Annotated[
         str,
         Meta(
@@ -133,8 +133,28 @@ class ModelConfig(_Config, frozen=True):
         Annotated[float, Meta(ge=-1_000_000_000, le=1_000_000_000)] | None,
         Meta(description="Where a label or a number is decided, of a network that has one output."),
     ] = None
+    metric: Annotated[
+        str,
+        Meta(
+            description="A metric of your own, 'path/to/file.py:name' or 'package.module:name': a function of outputs "
+            "and targets, which are 'labels' or a dict of all arrays of the samples that are no inputs; larger is "
+            "better unless it has higher_is_better = False."
+        ),
+    ] = ""
+    as_is: Annotated[
+        bool,
+        Meta(
+            description="Check, profile and bundle the model in its own precision, INT8, float16 or any other, and "
+            "quantize nothing."
+        ),
+    ] = False
+    reference: Annotated[
+        str, Meta(description="With as_is: the float ONNX file that the model is compared with. Without, nothing is.")
+    ] = ""
 
     def __post_init__(self) -> None:
+        if self.reference and not self.as_is:
+            raise ValueError("model.reference is what a model is compared with that is built as it is: set model.as_is")
         if self.outputs and (self.kind != "auto" or self.threshold is not None):
             raise ValueError("model.kind and model.threshold are of the only output: leave them out beside outputs")
 

@@ -37,12 +37,21 @@ if TYPE_CHECKING:
 #: Rows of the ledger: the pruned network just cut, the same after its fine-tune, and what ran on the device.
 CUT, FINETUNED, DEVICE = "cut", "finetuned", "device"
 
+#: Rows of a model that is built as it is: beside its float reference, and alone, where nothing else is its measure.
+AS_IS, GIVEN = "as is", "given"
+
 #: Rows that are not gated: what compression starts from ("float" is a network that was imported from ONNX), and the
 #: network just cut, before its fine-tune. Every other row is gated.
-UNGATED = ("teacher", "student", CUT, "float")
+UNGATED = ("teacher", "student", CUT, "float", GIVEN)
 
 #: What compression is measured against: the first of these that there is.
-_REFERENCES = ("student", "float")
+_REFERENCES = ("student", "float", GIVEN)
+
+#: Why nothing says what the quantization of a model cost that was given without its float reference.
+_ALONE = (
+    "nothing was compared with a float network, for none was given (--reference FLOAT.onnx): what its precision costs "
+    "is not measured"
+)
 #: Rows of a ledger in which nothing is INT8.
 _FLOAT = {*UNGATED, FINETUNED, "exported", DEVICE}
 
@@ -122,7 +131,8 @@ class Ledger:
 
     Attributes:
         metric: Name of the task metric.
-        reference: The row that later ones are measured against: "student", or "float" where there is none.
+        reference: The row that later ones are measured against: "student", "float" where there is none, or "given",
+            a model as it is, of which no float network is known.
         kinds: What each of the network's outputs is, by name, in order.
         limits: Limits that the build must keep.
         confidence: Confidence of the bounds.
@@ -295,6 +305,8 @@ def _judged(rules: GateRules, reference: str, figures: LedgerMetrics, rows: tupl
         alone = bool(last.missing) and judge(replace(measured, missing={}), rules)[0] == "pass"
     else:  # what ships is the reference itself
         behaviour, structure, alone = Answered("behaviour", None), Answered("structure", None), False
+    if reference == GIVEN and behaviour.verdict in (None, "pass"):
+        behaviour = Answered("behaviour", "warn", (_ALONE,), behaviour.figures)
     verdict, reasons, warnings = join_answers(learned, behaviour, structure, limits, _names(rules))
     return Ledger(
         metric=rules.metric,
@@ -362,15 +374,17 @@ def _keys(row: LedgerRow, verdict: Verdict) -> tuple[str, ...]:
         return (
             "more samples in the split that is judged decide; gate.undecided says whether such a build is released",
         )
-    if row.stage == FINETUNED:
-        return (
-            "the pruned float network did it, before INT8: a smaller prune.ratio, more prune.epochs, or, where its "
-            "metric rose, more distill.epochs",
-        )
-    if row.stage == "qat":
-        return ("the fine-tune for INT8 did it: more quantize.qat.epochs, or a smaller quantize.qat.learning_rate",)
-    if row.stage == DEVICE:
-        return ("the engine on the device did it, not its graph: another quantize.precision, or another version of it",)
-    if row.stage == "exported":
-        return ("the float network's own graph did it: edgekd blame ranks nothing there; report it",)
-    return ("INT8 did it: quantize.calibration, quantize.repair = 'best', or quantize.precision; edgekd blame ranks",)
+    return (_CAUSES.get(row.stage, _INT8),)
+
+
+#: What to change where a network is rejected from some row on.
+_CAUSES = {
+    FINETUNED: "the pruned float network did it, before INT8: a smaller prune.ratio, more prune.epochs, or, where its "
+    "metric rose, more distill.epochs",
+    "qat": "the fine-tune for INT8 did it: more quantize.qat.epochs, or a smaller quantize.qat.learning_rate",
+    DEVICE: "the engine on the device did it, not its graph: another quantize.precision, or another version of it",
+    AS_IS: "the model was so when it was given: quantize it otherwise, or give the float model and let edgekd do it",
+    "exported": "the float network's own graph did it: edgekd blame ranks nothing there; report it",
+}
+
+_INT8 = "INT8 did it: quantize.calibration, quantize.repair = 'best', or quantize.precision; edgekd blame ranks"

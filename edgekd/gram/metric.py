@@ -175,7 +175,7 @@ class LabelledSamples:
         if targets is None:
             return None
         tried = {name: list(constant_answers(kind, targets[name], shapes[name])) for name, kind in self.kinds.items()}
-        if not all(tried.values()):
+        if not tried or not all(tried.values()):
             return None
         best: BestConstant | None = None
         chosen = {name: output for name, ((_, output), *_) in tried.items()}

@@ -359,7 +359,8 @@ def follow(recipe: Recipe, targets: Sequence[Target], cache: Path) -> None:
 
 def _check(recipe: Recipe, target: Target, device: Device | Absent) -> None:
     """Raise the errors of a target that a user would otherwise see only after training."""
-    wanted = candidate_specs(target, recipe.quantize)
+    as_is = recipe.model is not None and recipe.model.as_is  # then nothing is quantized
+    wanted = () if as_is else candidate_specs(target, recipe.quantize)
     runtime = Runtime(target.runtime, target.options)
     if not isinstance(device, Absent):
         if runtime.custom and not isinstance(device, SshDevice):

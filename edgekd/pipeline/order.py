@@ -75,6 +75,10 @@ def _imports(given: Circumstances) -> bool:
     return given.recipe.model is not None
 
 
+def _quantizes(given: Circumstances) -> bool:
+    return given.recipe.model is None or not given.recipe.model.as_is
+
+
 def _measures_robustness(given: Circumstances) -> bool:
     return _trains(given) and given.only is None and given.recipe.robustness.measure
 
@@ -139,7 +143,7 @@ ORDER = (
     OrderedStage(IMPORT, "build", _imports),
     OrderedStage(AGREE, "target", _always),
     OrderedStage(OUTLOOK, "target", _on_demand),
-    OrderedStage(QUANTIZE, "target", _always),
+    OrderedStage(QUANTIZE, "target", _quantizes),
     OrderedStage(COMPILE, "target", _compiles),
     OrderedStage(EVALUATE, "target", _has_device),
     OrderedStage(CHECK, "target", _always),

@@ -57,6 +57,7 @@ class RehearsedOrigin:
 
     network = "pruned"
     baselines = ("student",)
+    given = None
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from edgekd.compress.variants import Candidate
     from edgekd.config.target import Scheme
     from edgekd.gram.metric import Metric
     from edgekd.gram.npz import Array
@@ -36,6 +37,25 @@ class QatStudent:
     exported: Done[Exported]
     probes: Mapping[str, Path]
     history: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class GivenCandidate:
+    """A model that is built as it is: the only candidate.
+
+    Attributes:
+        candidate: What it is.
+        folder: Folder of its graphs, with its outputs for the validation samples.
+        key: Key of the stage that wrote them.
+        row: Name of its row of the ledger.
+        deploy_logit_error: Largest |difference| of an output between its two variants, on this host.
+    """
+
+    candidate: Candidate
+    folder: Path
+    key: str
+    row: str
+    deploy_logit_error: float
 
 
 class Origin(Protocol):
@@ -83,6 +103,10 @@ class Origin(Protocol):
     @property
     def pruning(self) -> tuple[PruneAttempt, ...]:
         """The attempts at pruning the network, the last of which it is; empty where nothing was pruned here."""
+
+    @property
+    def given(self) -> GivenCandidate | None:
+        """The model itself, where it is built as it is; None where candidates are made of the float network."""
 
     @property
     def robustness(self) -> Done[Robustness] | None:

@@ -113,6 +113,7 @@ class TrainedOrigin:
     exported: Done[Exported]
 
     network = "pruned"
+    given = None
 
     @property
     def baselines(self) -> tuple[str, ...]:

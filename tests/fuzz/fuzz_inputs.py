@@ -223,7 +223,8 @@ def _scalar(field, random, other):
 def model(folder, random):
     """An ONNX model with some fields or bytes changed, imported with samples that fit what it was."""
     from edgekd.pipeline.imported_source import weight_files
-    from edgekd.pipeline.onnx_import.stage import OnnxSource, import_onnx
+    from edgekd.pipeline.onnx_import.source import OnnxSource
+    from edgekd.pipeline.onnx_import.stage import import_onnx
     from edgekd.stages.progress import Silent, StageReporter
 
     content = random.choice(_models())

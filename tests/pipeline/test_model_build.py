@@ -110,10 +110,14 @@ def test_the_report_of_a_model_reads_well(folder, imported):
         (["--model", "no.onnx"], 8, "no.onnx: no such file"),
         (["--calibration", "no.npz"], 8, "no.npz: no such file"),
         (["--model", "text.onnx"], 8, "text.onnx"),
-        (["--model", "int8.onnx"], 8, "quantized"),
+        (["--model", "int8.onnx"], 8, "or --as-is (as_is in [model])"),
+        (["--model", "int8.onnx", "--reference", "digits.onnx"], 2, "--reference is for --as-is"),
+        (["--as-is", "--reference", "no.onnx"], 8, "[model] reference: no.onnx: no such file"),
+        (["--set", "model.reference=digits.onnx"], 3, "set model.as_is"),
         (["--calibration", "short.npz"], 8, "'zer'"),
         (["--tap", "fou"], 2, "write it as NAME=TENSOR"),
         (["--tap", "fou=no_such_tensor"], 4, "no_such_tensor"),
+        (["--metric", "nowhere.py:mine"], 4, "metric nowhere.py:mine: nowhere.py cannot be imported"),
         (["--kind", "scores"], 2, "'scores' is not one of 'auto', 'classes'"),
         (
             ["--kind", "classes", "--threshold", "0.5"],
@@ -130,6 +134,19 @@ def test_what_is_wrong_with_a_model_is_said_in_one_line(folder, more, code, word
     assert process.returncode == code, process.stderr
     assert words in process.stderr
     assert "Traceback" not in process.stderr
+
+
+def test_int8_is_built_as_it_is_beside_the_float_network(folder):
+    more = ("--as-is", "--reference", "digits.onnx", "--output", "as-is")
+    process = edgekd(*arguments("--json", *more, model="int8.onnx"), cwd=folder)
+    assert process.returncode == 0, process.stderr
+    (target,) = events(process.stdout)[-1]["report"]["targets"]
+    assert [row["stage"] for row in target["ledger"]["rows"]] == ["float", "as is", "device"]
+    assert [(one["name"], one["precision"]) for one in target["candidates"]] == [("as-is", "int8")]
+    assert not any(name.startswith("quantize") for name in started(process.stdout))
+    assert {engine["name"] for engine in target["profile"]["engines"]} == {"float", "shipped"}
+    shipped = folder / "as-is" / "cpu" / "bundle" / "deploy.onnx"
+    assert shipped.read_bytes() == (folder / "int8.onnx").read_bytes()
 
 
 def test_a_model_needs_calibration_samples(folder):

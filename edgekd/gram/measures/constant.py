@@ -34,9 +34,11 @@ def constant_answers(kind: OutputKind, targets: Array, shape: tuple[int, ...]) -
 
     Args:
         kind: What the output is.
-        targets: What it should be [N, ...]; a class below 0, and NaN, is none.
+        targets: What it should be [N, ...]; a class below 0, and NaN, is none. Of texts there is no such answer.
         shape: The output's shape [N, ...].
     """
+    if targets.dtype.kind not in "biuf":
+        return
     if kind.class_axis is not None:
         if (len(shape) == 2) == (kind.name == "classes") and shape[kind.class_axis] > 1:
             yield from _classes(kind, targets, shape[1:])

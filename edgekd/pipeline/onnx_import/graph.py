@@ -102,7 +102,17 @@ class Extension:
 
     def unsqueeze(self, tensor: str, axis: int, output: str) -> None:
         """Add a node that inserts a dimension of size 1 into a tensor."""
-        self.node("Unsqueeze", [tensor, self.integers(f"{output}_axes", [axis])], output)
+        self._with_axes("Unsqueeze", tensor, axis, output, first=False)
+
+    def squeeze_first(self, tensor: str, output: str) -> None:
+        """Add a node before all others that takes the first dimension, of size 1, off a tensor."""
+        self._with_axes("Squeeze", tensor, 0, output, first=True)
+
+    def _with_axes(self, operator: str, tensor: str, axis: int, output: str, first: bool) -> None:
+        if self._opset < 13:  # as a model may be that stays as it is
+            self.node(operator, [tensor], output, first=first, axes=[axis])
+        else:
+            self.node(operator, [tensor, self.integers(f"{output}_axes", [axis])], output, first=first)
 
     def mean(self, tensor: str, axes: Sequence[int], output: str) -> None:
         """Add a node that averages a tensor over some axes, which the output does not have."""

@@ -69,8 +69,7 @@ def batch_inputs(model: ModelProto, without: Collection[str], inputs: Mapping[st
         if value.name in without:
             inner = extension.unique(f"{value.name}_sample")
             rename(model.graph, value.name, inner)
-            axes = extension.integers(f"{inner}_axes", [0])
-            extension.node("Squeeze", [value.name, axes], inner, first=True)
+            extension.squeeze_first(value.name, inner)
             del sizes[:]
             for size in (1, *inputs[value.name].shape[1:]):
                 sizes.add().dim_value = size

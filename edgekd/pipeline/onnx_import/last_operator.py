@@ -90,6 +90,7 @@ class _Search:
 
     def _named(self, node: NodeProto | None, pooled: NodeProto | None, whole: bool) -> LastOperator | None:
         """Return what a tensor ends in, given the node that computes its values and what pools these, if anything."""
+        node = node if node is None else self._without_bias(node)
         name = None if node is None else _NAMES.get(node.op_type, node.op_type)
         if pooled is not None and name not in ("Softmax", "Sigmoid"):
             return LastOperator(TOKENS if self._is_over_tokens(pooled) else pooled.op_type, whole)
@@ -98,6 +99,13 @@ class _Search:
         if name == "LayerNormalization" or self._is_token(node) or self._is_masked_mean(node):
             return LastOperator(TOKENS, whole)
         return LastOperator(NORMALIZE if self._is_normalization(node) else name, whole)
+
+    def _without_bias(self, node: NodeProto) -> NodeProto:
+        """Return the layer that a stored bias is added to; any other node as it is."""
+        if node.op_type != "Add" or self._stored.keys().isdisjoint(node.input):
+            return node
+        layer = next((self._made[name] for name in node.input if name in self._made), node)
+        return layer if layer.op_type in ("MatMul", "Conv", "ConvTranspose") else node
 
     def _values(self, tensor: str) -> Array | None:
         """Return the values of a stored tensor; None for another."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekd.compress.graph import drop_unread
+from edgekd.compress.precision import is_dynamic, is_quantized
 from edgekd.errors import ModelError, TaskError, nearest
 from edgekd.files import need
 from edgekd.gram.npz import EMBEDDING_PREFIX
@@ -106,7 +107,10 @@ def _one_at_a_time(model: ModelProto, tensors: Collection[str], samples: NpzSamp
     control = sorted({node.op_type for node in model.graph.node if node.op_type in CONTROL_FLOW})
     if control:  # two samples may well agree where others do not
         return f"the model has control flow ({', '.join(control)}), which decides for a whole batch at once"
-    if not rows_are_independent(model, tensors, samples):
+    if is_dynamic(model.graph):
+        return "the model scales what it computes by the largest of a whole batch (dynamic quantization)"
+    rounded = any(is_quantized(node.op_type) for node in model.graph.node)
+    if not rows_are_independent(model, tensors, samples, rounded=rounded):
         return "two samples in one batch give another result than one after the other"
     return None
 

@@ -14,6 +14,7 @@ from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.pipeline.onnx_import.graph import keep_tensors
 from edgekd.pipeline.onnx_import.inputs import input_specs, unbatched
 from edgekd.pipeline.onnx_import.observe import observing
+from edgekd.pipeline.onnx_import.single import has_half
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import run_behind
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 #: Largest |written - user's| that is allowed, as a share of the output's largest magnitude.
 _TOLERANCE = 1e-3
+
+#: The same where the user's model rounds all that it computes to float16.
+_HALF_TOLERANCE = 0.05
 
 #: The most samples that are compared.
 _COMPARED = 8
@@ -61,6 +65,7 @@ def compare(
     keep_tensors(original.graph)
     known = {name for node in original.graph.node for name in node.output if not name.startswith(EMBEDDING_PREFIX)}
     single = unbatched([spec for spec in input_specs(original, model) if spec.name not in constants], samples.inputs)
+    tolerance = _HALF_TOLERANCE if has_half(original.graph) else _TOLERANCE
     largest = 0.0
     with ExitStack() as stack:
         engine = stack.enter_context(open_engine(written, fused=False))
@@ -80,7 +85,8 @@ def compare(
             for name, x in expected.items():
                 if name in answers:
                     _require_numbers(f"{model}: its output '{name}'", x, samples.ids[row])
-                largest = max(largest, _distance(f"{model}: its output '{name}'", x, found[name], samples.ids[row]))
+                where = f"{model}: its output '{name}'"
+                largest = max(largest, _distance(where, x, found[name], samples.ids[row], tolerance))
     return largest
 
 
@@ -93,7 +99,7 @@ def _require_numbers(where: str, x: Array, sample: str) -> None:
         )
 
 
-def _distance(where: str, expected: Array, written: Array, sample: str) -> float:
+def _distance(where: str, expected: Array, written: Array, sample: str, tolerance: float) -> float:
     """Return the largest |written - expected| of one output for one sample, as a share of the largest magnitude.
 
     What is infinite, as a mask's scores are, must be so in both.
@@ -106,7 +112,7 @@ def _distance(where: str, expected: Array, written: Array, sample: str) -> float
     finite = np.isfinite(one)
     differences = np.abs(other[finite] - one[finite])
     distance = float(differences.max(initial=0)) / max(float(np.abs(one[finite]).max(initial=0)), 1e-6)
-    if not distance <= _TOLERANCE or not np.array_equal(other[~finite], one[~finite], equal_nan=True):
+    if not distance <= tolerance or not np.array_equal(other[~finite], one[~finite], equal_nan=True):
         raise ModelError(
             f"{where}, as edgekd wrote it, is another for the sample '{sample}': it differs by {distance:.2g} of its "
             "magnitude"

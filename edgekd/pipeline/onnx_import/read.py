@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.compress.graph import all_nodes
+from edgekd.compress.precision import is_quantized
 from edgekd.errors import ModelError, TaskError, nearest
 from edgekd.files import need, quiet, scratch_folder
 from edgekd.pipeline.onnx_import.graph import CONTROL_FLOW, add_outputs, keep_tensors
 from edgekd.pipeline.onnx_import.integrity import require_size, require_text, require_types, stored_tensors
 from edgekd.pipeline.onnx_import.normalize import normalize
+from edgekd.pipeline.onnx_import.single import make_single
+from edgekd.pipeline.onnx_import.stored import fold_stored
 from edgekd.pipeline.onnx_import.trial import require_end
 from edgekd.runtime.backends.onnxruntime import open_engine
 
@@ -28,21 +31,21 @@ _OPSET, _IR_VERSION = 13, 7
 #: Oldest opset that ONNX Runtime runs.
 _OLDEST = 7
 
-#: Operators that only a quantized graph has, besides those whose names contain "Quantize" or begin with "QLinear".
-_QUANTIZED = frozenset(
-    {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "MatMulBnb4", "QGemm", "QAttention", "QMoE"}
-)
-
 #: Domains of which ONNX Runtime has some operators; of other domains it has none.
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 
 
-def read_model(path: Path, keep: Collection[str] = ()) -> ModelProto:
-    """Read a float model for inference.
+def read_model(
+    path: Path, keep: Collection[str] = (), notes: list[str] | None = None, *, as_is: bool = False
+) -> ModelProto:
+    """Read a model for inference.
 
     Args:
         path: File of the model; its external data, if any, lies beside it.
         keep: Names of tensors that the result must still have.
+        notes: Sentences for the user on what was made float are added here.
+        as_is: Whether it may be quantized, and stays in its own precision and opset. Otherwise weights that are stored
+            in integers for float arithmetic become float, and arithmetic in float16 becomes float32.
 
     Returns:
         A ``ModelProto`` that computes the same: opset 13 or later, functions inlined, weights of ``Constant`` nodes as
@@ -54,13 +57,17 @@ def read_model(path: Path, keep: Collection[str] = ()) -> ModelProto:
         TaskError: The model has no tensor of a name in ``keep``.
     """
     model = _load(path)
-    _require_float(model, path)
     _require_inference(model, path)
     if _opset(model) < _OLDEST:
         raise _old(
             path, _opset(model), f"ONNX Runtime runs {_OLDEST} and later, and could not tell whether it is right"
         )
     model = need("onnx.inliner", "build").inline_local_functions(model)
+    if not as_is:
+        said = [*fold_stored(model), *make_single(model)]
+        if notes is not None:
+            notes += said
+        _require_float(model, path)
     _require_tensors(model, keep)
     keep_tensors(model.graph)
     stored = {tensor.name for tensor in model.graph.initializer}
@@ -73,7 +80,7 @@ def read_model(path: Path, keep: Collection[str] = ()) -> ModelProto:
     _require_known_operators(model, path)
     if any(node.op_type in CONTROL_FLOW for node in model.graph.node):
         model = fold(model, keep)
-    model = _converted(model, path)
+    model = model if as_is else _converted(model, path)
     _lift_constants(model.graph)
     return model
 
@@ -136,16 +143,13 @@ def _refusals() -> tuple[type[Exception], ...]:
 
 
 def _require_float(model: ModelProto, path: Path) -> None:
-    operators = [node.op_type for node in all_nodes(model.graph) if _is_quantized(node.op_type)]
+    operators = [node.op_type for node in all_nodes(model.graph) if is_quantized(node.op_type)]
     if operators:
         kinds = ", ".join(sorted(set(operators)))
         raise ModelError(
-            f"{path}: is quantized already ({len(operators)} nodes: {kinds}); give the float model it is from"
+            f"{path}: is quantized already ({len(operators)} nodes: {kinds}); give the float model it is from, or "
+            "--as-is (as_is in [model]) to check, profile and bundle it as it is"
         )
-
-
-def _is_quantized(operator: str) -> bool:
-    return operator in _QUANTIZED or "Quantize" in operator or operator.startswith("QLinear")
 
 
 def _require_inference(model: ModelProto, path: Path) -> None:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekd.errors import ModelError, nearest
+from edgekd.gram.nest import TARGET, unflatten
 from edgekd.gram.npz import CARRIED_PREFIX, INPUT_PREFIX
 from edgekd.pipeline.onnx_import.states import state_shape
+from edgekd.pipeline.onnx_import.targets import read_targets
 from edgekd.runtime.session import open_arrays, write_arrays
 from edgekd.stages.labels import UNLABELLED
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from edgekd.gram.nest import Nest
     from edgekd.runtime.session import Array, TensorSpec
 
 _EXTRAS = ("ids", "labels", "groups")
@@ -39,6 +42,8 @@ class NpzSamples:
         ignored: Names of arrays of the file that the model has no input for.
         carried: For each state that the file does not give, and that begins at zero with each group, the output that
             holds it after a step. The samples of a group are the steps of a sequence, in their order.
+        targets: What the user's own metric is given, each array [N, ...] under the name that it is stored with; empty
+            where there is no such metric, or ``labels`` are all that it is given.
     """
 
     inputs: Mapping[str, Array]
@@ -47,17 +52,24 @@ class NpzSamples:
     groups: Array | None
     ignored: tuple[str, ...] = ()
     carried: Mapping[str, str] = field(default_factory=dict)
+    targets: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def known(self) -> Nest | None:
+        """What is known of the samples, as a metric is given it; None where nothing is."""
+        return unflatten(self.targets, TARGET) if self.targets else self.labels
 
     def take(self, rows: Array) -> NpzSamples:
         """Return the samples of these rows."""
         labels = None if self.labels is None else _any_labels(self.labels[rows])
         groups = None if self.groups is None else self.groups[rows]
-        inputs = {name: x[rows] for name, x in self.inputs.items()}
-        return NpzSamples(inputs, self.ids[rows], labels, groups, carried=self.carried)
+        inputs, targets = ({name: x[rows] for name, x in table.items()} for table in (self.inputs, self.targets))
+        return NpzSamples(inputs, self.ids[rows], labels, groups, carried=self.carried, targets=targets)
 
-    def without_labels(self) -> NpzSamples:
-        """Return the same samples without labels."""
-        return replace(self, labels=None)
+    def without_labels(self, metric: bool = False) -> NpzSamples:
+        """Return the same samples without labels, which a ``metric`` of the user's own is given all the same."""
+        targets = {TARGET: self.labels} if metric and self.labels is not None and not self.targets else self.targets
+        return replace(self, labels=None, targets=targets)
 
     def first(self, count: int) -> dict[str, Array]:
         """Return the inputs of the first ``count`` samples."""
@@ -76,11 +88,17 @@ class NpzSamples:
         extras = {"ids": self.ids, "labels": self.labels, "groups": self.groups}
         inputs = {INPUT_PREFIX + name: x for name, x in self.inputs.items()}
         carried = {CARRIED_PREFIX + name: np.array(output) for name, output in self.carried.items()}
-        write_arrays(path, {**{key: array for key, array in extras.items() if array is not None}, **inputs, **carried})
+        known = {key: array for key, array in extras.items() if array is not None}
+        write_arrays(path, {**known, **self.targets, **inputs, **carried})
 
 
 def read_samples(
-    path: Path, specs: Sequence[TensorSpec], states: Sequence[str], pairs: Mapping[str, str] = MappingProxyType({})
+    path: Path,
+    specs: Sequence[TensorSpec],
+    states: Sequence[str],
+    pairs: Mapping[str, str] = MappingProxyType({}),
+    *,
+    metric: bool = False,
 ) -> NpzSamples:
     """Read samples from an ``.npz``.
 
@@ -91,6 +109,7 @@ def read_samples(
             the batch; or one dimension more, where the graph takes one sample at a time without a batch dimension.
         states: Inputs that look like a state, for the error that says that one is missing.
         pairs: For inputs that are states the outputs that hold them after a step. One without an array begins at zero.
+        metric: Whether a metric of the user's own is given whatever the file holds besides.
 
     Raises:
         ModelError: The file is no ``.npz``, lacks an input or has fewer than two samples; or an array has another type
@@ -103,16 +122,16 @@ def read_samples(
         }
         given = [spec for spec in specs if spec.name not in carried]
         keys = {spec.name: _key(path, spec, arrays, spec.name in states) for spec in given}
-        extras = [key for key in _EXTRAS if key in arrays and key not in keys.values()]
         inputs = {spec.name: _fitting(path, spec, arrays[keys[spec.name]]) for spec in given}
-        extra = {key: arrays[key] for key in extras}
-        ignored = tuple(sorted(set(arrays).difference(keys.values(), extras)))
+        extra = {key: arrays[key] for key in _EXTRAS if key in arrays and key not in keys.values()}
+        others = [key for key in arrays if key not in (*keys.values(), *extra)]
+        targets = read_targets(path, arrays, others, extra) if metric else {}
     labels = _labels(path, extra.get("labels"))
     for key, array in extra.items():
         if array.ndim != 1 or array.dtype.kind not in "biufUS":
             is_now = f"{array.dtype} {list(array.shape)}"
             raise ModelError(f"{path}: '{key}' must be numbers or texts, one a sample, but is {is_now}")
-    counts = {name: len(x) for name, x in (inputs | extra).items()}
+    counts = {name: len(x) for name, x in (inputs | extra | targets).items()}
     if len(set(counts.values())) != 1 or min(counts.values()) < 2:
         raise ModelError(f"{path}: every array needs the same number of samples, at least two, but has {counts}")
     count = next(iter(counts.values()))
@@ -128,7 +147,8 @@ def read_samples(
     inputs |= {
         spec.name: np.zeros((count, *state_shape(path, spec)), spec.dtype) for spec in specs if spec.name in carried
     }
-    return NpzSamples(inputs, ids, labels, extra.get("groups"), ignored, carried)
+    ignored = () if metric else tuple(sorted(others))
+    return NpzSamples(inputs, ids, labels, extra.get("groups"), ignored, carried, targets)
 
 
 def _key(path: Path, spec: TensorSpec, arrays: Mapping[str, Array], is_state: bool) -> str:

@@ -2,47 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgekd.compress.graph import save
-from edgekd.config.recipe import OutputConfig
+from edgekd.compress.variants import Candidate  # noqa: TC001  # the type of a stage's result, too
 from edgekd.errors import ModelError
-from edgekd.files import need
 from edgekd.gram.npz import INPUT_PREFIX
 from edgekd.pipeline.onnx_import.batch import free_batch, held_batch
+from edgekd.pipeline.onnx_import.facts import as_labelled, has_two_values, read_facts, try_metric
 from edgekd.pipeline.onnx_import.fixed import fix_inputs, fixed_values, require_fixed, settle_branches
 from edgekd.pipeline.onnx_import.inputs import batch_inputs, input_specs, states, unbatched, with_batch
-from edgekd.pipeline.onnx_import.kind import settle_kinds
-from edgekd.pipeline.onnx_import.last_operator import last_operators
 from edgekd.pipeline.onnx_import.outputs import choose_outputs, write_outputs
 from edgekd.pipeline.onnx_import.parity import compare
 from edgekd.pipeline.onnx_import.read import read_model
 from edgekd.pipeline.onnx_import.samples import NpzSamples, hold_back, read_samples, shared, split
+from edgekd.pipeline.onnx_import.source import NETWORK, OnnxSource
 from edgekd.pipeline.onnx_import.states import carry, describe_states, find_states, fix_sizes, keep_constant
 from edgekd.pipeline.onnx_import.tail import cut_tail, write_tail
 from edgekd.pipeline.onnx_import.taps import TensorTap  # noqa: TC001  # the type of a stage's result is looked up when it is read back
 from edgekd.pipeline.onnx_import.trial import require_end
-from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.manifest import POSTPROCESS
-from edgekd.runtime.session import run_rows
-from edgekd.stages.artifacts import CALIBRATION, TEST, VALIDATION, Exported, TaskFacts, onnx_name
-from edgekd.stages.labels import UNLABELLED
+from edgekd.stages.artifacts import CALIBRATION, TEST, VALIDATION, Exported, onnx_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from onnx import GraphProto
+    from onnx import ModelProto
 
     from edgekd.runtime.session import Array, TensorSpec
     from edgekd.stages.progress import StageReporter
-
-#: Name of the float graph that is written.
-NETWORK = "float"
-
-#: The most samples by which the output's kind is told, and how many of them run at a time.
-_LOOKED_AT, _BATCH = 256, 64
 
 
 @dataclass(frozen=True)
@@ -54,38 +44,16 @@ class ImportedModel:
         modalities: For each modality where its embedding is read.
         notes: Sentences for the user on how model and samples were read.
         reasons: Why each output is taken for its kind, as a phrase.
+        given: The candidate that a model which stays as it is is; None for a model that is quantized here.
+        deploy_logit_error: Largest |difference| of an output between the two variants of that candidate.
     """
 
     exported: Exported
     modalities: dict[str, TensorTap]
     notes: tuple[str, ...]
     reasons: dict[str, str]
-
-
-@dataclass(frozen=True)
-class OnnxSource:
-    """A trained model and its samples, as a user names them.
-
-    Attributes:
-        model: File of the float ONNX model.
-        calibration: ``.npz`` of samples, as :func:`~edgekd.pipeline.onnx_import.samples.read_samples` describes it.
-        test: ``.npz`` of other samples; None to keep half of ``calibration`` for the test.
-        taps: For each modality the tensor that holds its embedding. Where it is empty, the tensors where the data of
-            several float inputs meet; where none do, the model's outputs.
-        outputs: The outputs that the engine gives, and what each is; empty for all that are float tensors.
-        only: What is said of the output of a network that has one, in place of ``outputs``.
-        states: For each input that is a state the output that holds it after a step; None to find them.
-        fixed: Inputs that never change, and the number that each is: they are constants of the engine.
-    """
-
-    model: Path
-    calibration: Path
-    test: Path | None = None
-    taps: Mapping[str, str] = field(default_factory=dict)
-    outputs: Mapping[str, OutputConfig] = field(default_factory=dict)
-    only: OutputConfig | None = None
-    states: Mapping[str, str] | None = None
-    fixed: Mapping[str, float] = field(default_factory=dict)
+    given: Candidate | None = None
+    deploy_logit_error: float = 0.0
 
 
 def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: int = 0) -> ImportedModel:
@@ -102,64 +70,83 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
         TaskError: There is no tensor or output of a name that was given, or it is not a float tensor.
     """
     notes: list[str] = []
-    model = source.model
-    graph = read_model(model, source.taps.values())
-    constants = fixed_values(graph, source.fixed, model)
-    for path in filter(None, (source.calibration, source.test)):
-        require_fixed(path, constants)
-    graph = fix_inputs(graph, constants, source.taps.values())
+    graph, constants = _read_graph(source, notes)
     report.advance(1, 4, f"{len(graph.graph.node)} nodes")
-    specs, pairs, held = input_specs(graph, model), find_states(graph, source.states), held_batch(graph)
+    specs, pairs, held = input_specs(graph, source.model), find_states(graph, source.states), held_batch(graph)
     specs = with_batch(specs) if held else specs
     recurrent = [*pairs, *states(graph)]
-    calibration_samples, test_samples = _read(source, specs, recurrent, pairs, seed, notes)
-    report.advance(2, 4, f"{len(calibration_samples.ids)} samples to calibrate with, {len(test_samples.ids)} to test")
-    held = 0 if unbatched(specs, calibration_samples.inputs) else held
+    calibration, test = _read(source, specs, recurrent, pairs, seed, notes)
+    report.advance(2, 4, f"{len(calibration.ids)} samples to calibrate with, {len(test.ids)} to test")
+    held = 0 if unbatched(specs, calibration.inputs) else held
+    graph = _with_free_batch(graph, held, specs, calibration, source, notes)
+    for samples in (calibration, test):
+        require_end(graph, source.model, samples.inputs)
+    data = [
+        name for name, x in calibration.inputs.items() if x.dtype.kind == "f" and x.ndim > 1 and name not in recurrent
+    ]
+    fix_sizes(graph, pairs, calibration)
+    tail = cut_tail(graph, list(source.outputs), source.taps.values(), calibration, notes)
+    outputs = choose_outputs(
+        graph, source.taps, list(source.outputs), calibration, data, notes, states=list(pairs.values())
+    )
+    pairs = keep_constant(pairs, calibration, outputs.example, source.states is not None, notes)
+    notes += describe_states(pairs, (calibration, test))
+    modalities = write_outputs(graph, outputs, calibration)
+    path, behind = folder / onnx_name(source.network), folder / POSTPROCESS if tail else None
+    save(graph, path)
+    if tail and behind:
+        write_tail(tail, outputs.example, behind)
+    calibration, test = carry(path, calibration), carry(path, test)
+    report.advance(3, 4, f"taps: {', '.join(f'{name} at {tap.tensor}' for name, tap in modalities.items())}")
+    parity = compare(source.model, path, behind, calibration, held or 1, constants)
+    judged = [name for name in outputs.answers if name not in pairs.values() or name in source.outputs]
+    facts, reasons = read_facts(path, source, judged, (calibration, test), notes)
+    inputs = [name for name in data if not has_two_values(calibration.inputs[name])]
+    facts = replace(facts, states=pairs, modalities=inputs)
+    calibration, test = as_labelled((calibration, test), facts, source.metric)
+    if source.metric is not None:
+        try_metric(source.metric, path, judged, (calibration, test))
+    notes.append(_save(calibration, test, folder, seed))
+    report.advance(4, 4, f"differs from {source.model.name} by {parity:.1e}")
+    for note in notes:
+        report.warn(note)
+    sizes = {} if source.as_is else {NETWORK: path.stat().st_size}  # as it is, it is timed as what ships alone
+    return ImportedModel(Exported({source.network: parity}, sizes, facts), modalities, tuple(notes), reasons)
+
+
+def _read_graph(source: OnnxSource, notes: list[str]) -> tuple[ModelProto, dict[str, Array]]:
+    """Return the model with the inputs that never change as constants, and these."""
+    graph = read_model(source.model, source.taps.values(), notes, as_is=source.as_is)
+    constants = fixed_values(graph, source.fixed, source.model)
+    for path in filter(None, (source.calibration, source.test)):
+        require_fixed(path, constants)
+    return fix_inputs(graph, constants, source.taps.values()), constants
+
+
+def _with_free_batch(
+    graph: ModelProto,
+    held: int,
+    specs: Sequence[TensorSpec],
+    samples: NpzSamples,
+    source: OnnxSource,
+    notes: list[str],
+) -> ModelProto:
+    """Return the model with a batch dimension in every input, of any size where ``held`` says that it was fixed."""
     if held:
-        graph = free_batch(graph, held, calibration_samples, model)
+        graph = free_batch(graph, held, samples, source.model)
         notes.append(
             f"the model is exported for a batch of {held}; the engine takes any, and gives the same for each sample"
         )
-    _batch(graph, specs, calibration_samples, notes)
-    graph = settle_branches(graph, calibration_samples, source.taps.values(), notes)
-    for samples in (calibration_samples, test_samples):
-        require_end(graph, model, samples.inputs)
-    data = [
-        name
-        for name, x in calibration_samples.inputs.items()
-        if x.dtype.kind == "f" and x.ndim > 1 and name not in recurrent
-    ]
-    fix_sizes(graph, pairs, calibration_samples)
-    after = list(pairs.values())
-    tail = cut_tail(graph, list(source.outputs), source.taps.values(), calibration_samples, notes)
-    outputs = choose_outputs(graph, source.taps, list(source.outputs), calibration_samples, data, notes, after)
-    pairs = keep_constant(pairs, calibration_samples, outputs.example, source.states is not None, notes)
-    notes += describe_states(pairs, (calibration_samples, test_samples))
-    modalities = write_outputs(graph, outputs, calibration_samples)
-    path = folder / onnx_name(NETWORK)
-    save(graph, path)
-    calibration_samples, test_samples = carry(path, calibration_samples), carry(path, test_samples)
-    report.advance(3, 4, f"taps: {', '.join(f'{name} at {tap.tensor}' for name, tap in modalities.items())}")
-    if tail:
-        write_tail(tail, outputs.example, folder / POSTPROCESS)
-    behind = folder / POSTPROCESS if tail else None
-    parity = compare(model, path, behind, calibration_samples, held or 1, constants)
-    judged = [name for name in outputs.answers if name not in pairs.values() or name in source.outputs]
-    facts, reasons = _facts(path, source, judged, (calibration_samples, test_samples), notes)
-    facts = replace(facts, states=pairs)
-    facts = replace(facts, modalities=[name for name in data if not _has_two_values(calibration_samples.inputs[name])])
-    if not facts.classes:
-        calibration_samples, test_samples = calibration_samples.without_labels(), test_samples.without_labels()
-    ranges, chosen, said = hold_back(calibration_samples, seed)
-    notes.append(said)
-    ranges.save(folder / CALIBRATION)
-    chosen.save(folder / VALIDATION)
-    test_samples.save(folder / TEST)
-    report.advance(4, 4, f"differs from {model.name} by {parity:.1e}")
-    for note in notes:
-        report.warn(note)
-    exported = Exported({NETWORK: parity}, {NETWORK: path.stat().st_size}, facts)
-    return ImportedModel(exported, modalities, tuple(notes), reasons)
+    _batch(graph, specs, samples, notes)
+    return settle_branches(graph, samples, source.taps.values(), notes)
+
+
+def _save(calibration: NpzSamples, test: NpzSamples, folder: Path, seed: int) -> str:
+    """Write the samples of the three splits; return a sentence for the user on how they were divided."""
+    ranges, chosen, said = hold_back(calibration, seed)
+    for samples, name in ((ranges, CALIBRATION), (chosen, VALIDATION), (test, TEST)):
+        samples.save(folder / name)
+    return said
 
 
 def _read(
@@ -173,7 +160,12 @@ def _read(
     """Read the samples of both files, or split those of the first into two halves."""
     calibration, test = source.calibration, source.test
     files = [calibration] if test is None else [calibration, test]
-    read = [read_samples(path, specs, recurrent, pairs) for path in files]
+    read = [read_samples(path, specs, recurrent, pairs, metric=source.metric is not None) for path in files]
+    if source.metric is not None and all(samples.known is None for samples in read):
+        raise ModelError(
+            f"{files[-1]}: has nothing that the metric could hold the outputs against: no array 'labels', and none "
+            "under a name of your own"
+        )
     for path, samples in zip(files, read, strict=True):
         ignored = [name for name in samples.ignored if name.removeprefix(INPUT_PREFIX) not in source.fixed]
         if ignored:
@@ -200,7 +192,7 @@ def _read(
     return calibration_samples, test_samples
 
 
-def _batch(graph: GraphProto, specs: Sequence[TensorSpec], samples: NpzSamples, notes: list[str]) -> None:
+def _batch(graph: ModelProto, specs: Sequence[TensorSpec], samples: NpzSamples, notes: list[str]) -> None:
     """Give every input a batch dimension, in place."""
     single = unbatched(specs, samples.inputs)
     if single:
@@ -209,60 +201,3 @@ def _batch(graph: GraphProto, specs: Sequence[TensorSpec], samples: NpzSamples, 
             "runs one sample at a time"
         )
     batch_inputs(graph, single, samples.inputs)
-
-
-def _facts(
-    path: Path, source: OnnxSource, names: Sequence[str], samples: tuple[NpzSamples, NpzSamples], notes: list[str]
-) -> tuple[TaskFacts, dict[str, str]]:
-    """Return facts for later stages, and why each output is taken for its kind.
-
-    Raises:
-        ModelError: An output is not of the kind that the user named, or labels are of no class of the output.
-    """
-    asked = source.outputs
-    if source.only is not None and source.only != OutputConfig():
-        if len(names) > 1:
-            raise ModelError(
-                f"[model] kind and threshold are of the only output, and the model has {', '.join(names)}: say what "
-                "each is by outputs in [model], or --output NAME=KIND"
-            )
-        asked = {names[0]: source.only}
-    with open_engine(path, fused=False) as session:
-        inputs: list[dict[str, str | list[int | str]]] = [
-            {
-                "name": spec.name,
-                "dtype": spec.dtype,
-                "shape": list(spec.shape),
-                "preprocessing": "as the model takes it",
-            }
-            for spec in session.inputs
-        ]
-        found = run_rows(session, samples[0].first(_LOOKED_AT), _BATCH)
-    labelled = any(part.labels is not None for part in samples)
-    outputs = {name: found[name] for name in names}
-    last = last_operators(need("onnx", "build").load(str(path)).graph)
-    settled = settle_kinds(asked, outputs, last, samples[0].first_labels(_LOOKED_AT) if labelled else None)
-    kinds, reasons = settled.kinds, settled.reasons
-    notes += settled.notes
-    classes = {
-        name: [str(index) for index in range(outputs[name].shape[1])]
-        for name, kind in kinds.items()
-        if kind.name == "classes"
-    }
-    if not classes:
-        if labelled:
-            what = ", ".join(f"'{kind.name}'" for kind in kinds.values())
-            notes.append(f"the labels are not used: the output is {what}, and labels are for 'classes'")
-        return TaskFacts("metric", True, kinds, {}, inputs), reasons
-    width = len(next(iter(classes.values())))
-    for part in samples:
-        known = () if part.labels is None else part.labels[part.labels != UNLABELLED]
-        wrong = [label for label in known if not 0 <= label < width]
-        if wrong:
-            raise ModelError(f"'labels' holds {wrong[0]}, but the model has classes 0 to {width - 1} only")
-    return TaskFacts("accuracy", True, kinds, classes, inputs), reasons
-
-
-def _has_two_values(x: Array) -> bool:
-    """Whether an input is one of two numbers everywhere, as a mask is."""
-    return bool(((x == x.min()) | (x == x.max())).all())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.gram.measures.guess import are_probabilities, guess_kind
+from edgekd.gram.measures.guess import guess_kind
 from edgekd.gram.measures.rows import as_rows, lengths
 from edgekd.gram.output_kind import CLASS_AXES, OutputKind
 from edgekd.pipeline.onnx_import.last_operator import NORMALIZE, TOKENS
@@ -53,7 +53,7 @@ _CHANNELS_FIRST = frozenset({"Conv", "ConvTranspose", "Resize", "Upsample"})
 #: Vectors of fewer numbers are rarely embeddings, whatever they come from.
 _FEWEST_NUMBERS = 16
 
-#: How far from 1 the length of a vector may be that was divided by it, in float16 and with INT8 behind it.
+#: How far from 1 the sum of a Softmax, and the length of a vector that was divided by it, may be in float16 or INT8.
 _UNIT = 0.02
 
 _MATRIX, _SEQUENCE = 2, 3
@@ -135,7 +135,8 @@ def _distribution(outputs: Array, operator: str) -> Told:
     probabilities = outputs if operator == "Softmax" else np.exp(outputs.astype(np.float64))
     for kind in _kinds_of_classes(outputs.ndim):
         count = outputs.shape[CLASS_AXES[kind]]
-        if count > 1 and are_probabilities(probabilities, kind):
+        sums = probabilities.sum(CLASS_AXES[kind], dtype=np.float64)
+        if count > 1 and np.allclose(sums, 1, atol=_UNIT):
             at = {"dense-classes": " at every position", "sequence-classes": " at every step"}.get(kind, "")
             return Told(OutputKind(kind, operator == "Softmax"), f"it ends in {operator} over {count}{at}")
     return Told(OutputKind("custom"), f"it ends in {operator}, and its classes are at no axis that a kind has them at")

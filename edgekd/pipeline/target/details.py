@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from edgekd.gram.nest import Nest
     from edgekd.gram.npz import Array
+    from edgekd.gram.output_kind import OutputKind
     from edgekd.pipeline.target.context import Context, EvaluatedCandidate
     from edgekd.stages.progress import StageReporter
     from edgekd.stages.stage import Done
@@ -79,7 +80,7 @@ def detail_shipped(context: Context, shipped: EvaluatedCandidate) -> Done[Detail
                 outputs={model: probe.outputs[name] for model, probe in compared.items() if model in fits},
                 reference=reference,
                 ids=ours.ids,
-                targets=_target(targets, name, alone=len(facts.outputs) == 1),
+                targets=_target(targets, name, kind, alone=len(facts.outputs) == 1),
                 groups=groups,
                 classes=facts.classes.get(name, ()),
             )
@@ -89,10 +90,11 @@ def detail_shipped(context: Context, shipped: EvaluatedCandidate) -> Done[Detail
     return context.stage(DETAILS, config={"samples": shown}, inputs={"shipped": [*shipped.keys]}, run=run)
 
 
-def _target(targets: Nest | None, output: str, alone: bool) -> Array | None:
-    """Return what is true of one output; None where that is not known, or is not an array, as boxes of a list."""
+def _target(targets: Nest | None, output: str, kind: OutputKind, *, alone: bool) -> Array | None:
+    """Return what is true of one output; None where that is not known, or is nothing of its kind, as boxes or texts."""
     target = targets.get(output) if isinstance(targets, dict) and not alone else targets
-    return target if isinstance(target, np.ndarray) else None
+    numbers = "iu" if kind.class_axis is not None else "biuf"
+    return target if isinstance(target, np.ndarray) and target.dtype.kind in numbers else None
 
 
 def _shape(probe: Probe, output: str) -> tuple[int, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from edgekd.compress import quantize
+from edgekd.compress.variants import CandidateSpec
 from edgekd.config.recipe import GateConfig
 from edgekd.config.target import Calibration
 from edgekd.devices.base import Absent
@@ -41,7 +43,6 @@ from edgekd.stages.stage import Runner, library_versions
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgekd.compress.variants import CandidateSpec
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
     from edgekd.devices.base import Device
@@ -100,7 +101,7 @@ def preflight_target(runner: Runner, given: UntrainedTarget) -> Done[TriedTarget
         DeviceError: The device was lost or hangs.
         MissingDependency: A library that the target needs is not installed.
     """
-    specs = quantize.candidate_specs(given.target, given.recipe.quantize)
+    specs = _specs(given)
 
     def run(folder: Path, report: StageReporter) -> TriedTarget:
         with scratch_folder(folder) as scratch:
@@ -148,12 +149,23 @@ def _agreed(given: UntrainedTarget, cache: Cache, report: StageReporter) -> Untr
     return dataclasses.replace(given, target=agreed.target, origin=agreed.origin)
 
 
+def _specs(given: UntrainedTarget) -> tuple[CandidateSpec, ...]:
+    """Return the candidates that are tried: a model that is built as it is alone, or those that are made of it."""
+    if given.origin.given:
+        return (CandidateSpec(given.origin.given.candidate.precision, None),)
+    return quantize.candidate_specs(given.target, given.recipe.quantize)
+
+
 def _try_candidate(given: UntrainedTarget, spec: CandidateSpec, folder: Path) -> Iterator[str]:
     """Write, build and run one candidate; yield what is about to be done."""
     exported, target, deploy = given.exported.folder, given.target, folder / spec.name / DEPLOY
     yield "written as a graph"
     model = exported / given.graph
-    quantize.run(spec, model, exported / CALIBRATION, target.scheme, _CALIBRATION, folder)
+    if given.origin.given:
+        deploy.parent.mkdir()
+        shutil.copyfile(given.origin.given.folder / DEPLOY, deploy)
+    else:
+        quantize.run(spec, model, exported / CALIBRATION, target.scheme, _CALIBRATION, folder)
     run_on_host(deploy, exported / TEST)
     engine = deploy
     if target.compile and compiles(target):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgekd.compress import quantize
-from edgekd.compress.variants import Candidate
+from edgekd.compress.variants import Candidate, CandidateSpec
 from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError
 from edgekd.pipeline.target.context import OUTPUTS, Context, LedgerStep, PreparedCandidate, require_one
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from edgekd.compress.variants import Candidate, CandidateSpec
     from edgekd.config.target import Calibration
     from edgekd.pipeline.source import QatStudent
     from edgekd.stages.artifacts import Exported
@@ -70,7 +69,16 @@ QUANTIZE: StageSpec[QuantizedCandidates] = StageSpec(
 def write_candidates(
     context: Context, specs: Sequence[CandidateSpec] | None = None
 ) -> tuple[list[PreparedCandidate], QuantizedCandidates]:
-    """Write the candidates, by default all of the target, that can be faster; return them, and the stage's result."""
+    """Write the candidates, by default all of the target, that can be faster; return them, and the stage's result.
+
+    A model that is built as it is is the only one.
+    """
+    if given := context.origin.given:
+        spec = CandidateSpec(given.candidate.precision, None)
+        step = LedgerStep(given.row, "", given.folder / OUTPUTS)
+        error = given.deploy_logit_error
+        prepared = PreparedCandidate(given.candidate, spec, given.folder, given.key, error, (step,))
+        return [prepared], QuantizedCandidates((given.candidate,), {given.candidate.name: error}, {})
     specs = specs or quantize.candidate_specs(context.target, context.recipe.quantize)
     calibration = load_calibration(context.recipe.quantize.ranges_and_rounding)
     written = _quantize(context, specs, context.exported, calibration, "")

@@ -171,6 +171,8 @@ def find_blame(context: Context) -> Blame:
         TargetError: the target, or the recipe, has no INT8.
         ModelError: the network could not be written in INT8.
     """
+    if context.origin.given:
+        raise ModelError("nothing to blame: the model is built as it is, and nothing of it was quantized here")
     if not any(has_pairs(spec) for spec in candidate_specs(context.target, context.recipe.quantize)):
         raise TargetError(
             f"target '{context.target.name}' is built without INT8 of Q/DQ pairs here, such as that of 'qdq': there is "

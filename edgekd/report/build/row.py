@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgekd.gram.gate import CUT, DEVICE, FINETUNED
+from edgekd.gram.gate import CUT, DEVICE, FINETUNED, GIVEN
 from edgekd.gram.verdict import judge_structure
 from edgekd.report.format import withheld
 from edgekd.report.results import SHIPPED
@@ -198,7 +198,8 @@ def _metric(ledger: Ledger) -> MetricFigures:
 
 def _build_metric(result: TargetResult) -> MetricFigures:
     """Return the metric of what ships, and of each stage that the build could have."""
-    stages = (*result.baselines, *((CUT, FINETUNED) if "student" in result.baselines else ()), DEVICE)
+    baselines = [name for name in result.baselines if name != GIVEN]  # which is what ships itself
+    stages = (*baselines, *((CUT, FINETUNED) if "student" in result.baselines else ()), DEVICE)
     rows = {stage: result.row(stage) for stage in stages}
     values = {stage: row.metric if row else None for stage, row in rows.items()}
     if "float" in values:

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from edgekd.config.recipe import OutputConfig
-from edgekd.pipeline.onnx_import.stage import OnnxSource, import_onnx
+from edgekd.pipeline.onnx_import.source import OnnxSource
+from edgekd.pipeline.onnx_import.stage import import_onnx
 from edgekd.stages.progress import Silent, StageReporter
 
 
@@ -19,7 +20,17 @@ def import_(tmp_path):
     """Import a model with samples that are given by name, into ``tmp_path / "out"``."""
 
     def run(
-        model, samples, test=None, taps=(), outputs=(), kind="auto", threshold=None, states=None, fixed=(), **options
+        model,
+        samples,
+        test=None,
+        taps=(),
+        outputs=(),
+        kind="auto",
+        threshold=None,
+        states=None,
+        fixed=(),
+        metric=None,
+        **options,
     ):
         np.savez(tmp_path / "samples.npz", **samples)
         if test is not None:
@@ -31,7 +42,9 @@ def import_(tmp_path):
         reporter = StageReporter(observer, "import")
         only = OutputConfig(kind=kind, threshold=threshold)
         asked = {name: OutputConfig(**said) for name, said in dict(outputs).items()}
-        source = OnnxSource(model, tmp_path / "samples.npz", given, dict(taps), asked, only, states, dict(fixed))
+        source = OnnxSource(
+            model, tmp_path / "samples.npz", given, dict(taps), asked, only, states, dict(fixed), metric
+        )
         imported = import_onnx(source, folder, reporter, **options)
         assert tuple(observer.messages) == imported.notes
         return imported

@@ -10,7 +10,8 @@ from edgekd.compress import quantize
 from edgekd.compress.variants import CandidateSpec
 from edgekd.config.target import load_calibration
 from edgekd.devices.targets import load_target
-from edgekd.pipeline.onnx_import.stage import OnnxSource, import_onnx
+from edgekd.pipeline.onnx_import.source import OnnxSource
+from edgekd.pipeline.onnx_import.stage import import_onnx
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.feeds import read_feeds
 from edgekd.runtime.session import run_rows

@@ -69,7 +69,8 @@ def heads():
             [pooled, node("ArgMax", ["p"], ["i"], axis=1), node("Cast", ["i"], ["y"], to=graphs.FLOAT)],
             "custom", "ends in ArgMax"),
         "a linear layer within 0 and 1": (
-            [pooled, node("Sigmoid", ["p"], ["s"]), node("MatMul", ["s", "half"], ["y"])],
+            [pooled, node("Sigmoid", ["p"], ["s"]), node("MatMul", ["s", "half"], ["m"]),
+             node("Add", ["m", "tiny"], ["y"])],
             "regression", "ends in MatMul, which is not bounded"),
         "a linear layer": ([pooled, node("Gemm", ["p", "half"], ["y"])], "regression", "neither probabilities nor of"),
     }  # fmt: skip

@@ -1,0 +1,122 @@
+"""What later stages must know of an imported network: what its outputs are, its classes, and how it is measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekd.config.recipe import OutputConfig
+from edgekd.errors import ModelError
+from edgekd.files import need
+from edgekd.gram.nest import take_rows
+from edgekd.gram.probe import answer_of
+from edgekd.pipeline.onnx_import.kind import settle_kinds
+from edgekd.pipeline.onnx_import.last_operator import last_operators
+from edgekd.runtime.backends.onnxruntime import open_engine
+from edgekd.runtime.session import run_rows
+from edgekd.stages.artifacts import TaskFacts
+from edgekd.stages.labels import UNLABELLED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from edgekd.pipeline.onnx_import.own_metric import OwnMetric
+    from edgekd.pipeline.onnx_import.samples import NpzSamples
+    from edgekd.pipeline.onnx_import.source import OnnxSource
+    from edgekd.runtime.session import Array
+
+#: The most samples by which the output's kind is told, and how many of them run at a time.
+_LOOKED_AT, _BATCH = 256, 64
+
+
+def read_facts(
+    path: Path, source: OnnxSource, names: Sequence[str], samples: tuple[NpzSamples, NpzSamples], notes: list[str]
+) -> tuple[TaskFacts, dict[str, str]]:
+    """Return facts for later stages, and why each output is taken for its kind.
+
+    Args:
+        path: File of the graph that was written.
+        source: What the user says of the model.
+        names: The outputs that are judged.
+        samples: The calibration and the test samples.
+        notes: Sentences for the user are added here.
+
+    Raises:
+        ModelError: An output is not of the kind that the user named, or labels are of no class of the output.
+    """
+    asked = source.outputs
+    if source.only is not None and source.only != OutputConfig():
+        if len(names) > 1:
+            raise ModelError(
+                f"[model] kind and threshold are of the only output, and the model has {', '.join(names)}: say what "
+                "each is by outputs in [model], or --output NAME=KIND"
+            )
+        asked = {names[0]: source.only}
+    with open_engine(path, fused=False) as session:
+        inputs: list[dict[str, str | list[int | str]]] = [
+            {
+                "name": spec.name,
+                "dtype": spec.dtype,
+                "shape": list(spec.shape),
+                "preprocessing": "as the model takes it",
+            }
+            for spec in session.inputs
+        ]
+        found = run_rows(session, samples[0].first(_LOOKED_AT), _BATCH)
+    labelled = any(part.labels is not None for part in samples)
+    outputs = {name: found[name] for name in names}
+    last = last_operators(need("onnx", "build").load(str(path)).graph)
+    settled = settle_kinds(asked, outputs, last, samples[0].first_labels(_LOOKED_AT) if labelled else None)
+    kinds, reasons = settled.kinds, settled.reasons
+    notes += settled.notes
+    classes = {
+        name: [str(index) for index in range(outputs[name].shape[1])]
+        for name, kind in kinds.items()
+        if kind.name == "classes"
+    }
+    if labelled and not classes and source.metric is None:
+        what = ", ".join(f"'{kind.name}'" for kind in kinds.values())
+        notes.append(f"the labels are not used: the output is {what}, and labels are for 'classes'")
+    metric = source.metric
+    default = "accuracy" if classes else "metric"
+    name, better = (metric.name, metric.higher_is_better) if metric else (default, True)
+    return TaskFacts(name, better, kinds, classes, inputs), reasons
+
+
+def as_labelled(
+    samples: tuple[NpzSamples, NpzSamples], facts: TaskFacts, metric: OwnMetric | None
+) -> tuple[NpzSamples, ...]:
+    """Return samples with labels only where they are of an output's classes; a metric of one's own gets others.
+
+    Raises:
+        ModelError: They are of no class of the output, and there is no such metric.
+    """
+    width = len(next(iter(facts.classes.values()), ()))
+    for part in samples if width else ():
+        known = () if part.labels is None else part.labels[part.labels != UNLABELLED]
+        wrong = next((label for label in known if not 0 <= label < width), None)
+        if wrong is not None and metric is None:
+            raise ModelError(f"'labels' holds {wrong}, but the model has classes 0 to {width - 1} only")
+        width = width if wrong is None else 0
+    return samples if width else tuple(part.without_labels(metric is not None) for part in samples)
+
+
+def try_metric(metric: OwnMetric, path: Path, names: Sequence[str], samples: Sequence[NpzSamples]) -> None:
+    """Compute the user's own metric of a few samples, before anything takes long.
+
+    Raises:
+        TaskError: It fails, or gives no number.
+    """
+    part = next(part for part in samples if part.known is not None)
+    assert part.known is not None  # it is the one that has targets
+    few = part.take(np.arange(min(len(part.ids), _BATCH)))
+    with open_engine(path, fused=False) as session:
+        found = run_rows(session, few.inputs, _BATCH)
+    metric(answer_of({name: found[name] for name in names}), take_rows(part.known, slice(len(few.ids))))
+
+
+def has_two_values(x: Array) -> bool:
+    """Whether an input is one of two numbers everywhere, as a mask is."""
+    return bool(((x == x.min()) | (x == x.max())).all())
