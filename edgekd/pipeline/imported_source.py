@@ -15,8 +15,7 @@ from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.onnx_import.read import weight_files
 from edgekd.pipeline.onnx_import.stage import NETWORK, ImportedModel, OnnxSource, import_onnx
-from edgekd.pipeline.target.outputs import join_probe, run_on_host
-from edgekd.stages.artifacts import PROBE, TEST, VALIDATION, onnx_name, validation_probe
+from edgekd.stages.artifacts import PROBE, validation_probe
 from edgekd.stages.metrics import default_metric
 from edgekd.stages.stage import Done, Runner, StageSpec
 
@@ -108,11 +107,7 @@ def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
     def run(folder: Path, report: StageReporter) -> ImportedModel:
         only = OutputConfig(kind=config.kind, threshold=config.threshold)
         source = OnnxSource(model, calibration, test, config.taps, config.asked, only)
-        imported = import_onnx(source, folder, report, recipe.seed)
-        for samples, name in ((TEST, PROBE), (VALIDATION, validation_probe(NETWORK))):
-            outputs = run_on_host(folder / onnx_name(NETWORK), folder / samples)
-            join_probe(outputs, folder / samples).save(folder / name)
-        return imported
+        return import_onnx(source, folder, report, recipe.seed)
 
     inputs = {
         **{name: sha256_file(path) for name, path in _named(model, calibration, test).items()},

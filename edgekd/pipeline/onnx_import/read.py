@@ -60,7 +60,8 @@ def read_model(path: Path, keep: Collection[str] = ()) -> ModelProto:
         raise _old(
             path, _opset(model), f"ONNX Runtime runs {_OLDEST} and later, and could not tell whether it is right"
         )
-    model = need("onnx.inliner", "build").inline_local_functions(model)
+    if model.functions:
+        model = need("onnx.inliner", "build").inline_local_functions(model)
     _require_tensors(model, keep)
     keep_tensors(model.graph)
     stored = {tensor.name for tensor in model.graph.initializer}

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from edgekd.compress.graph import save
 from edgekd.config.recipe import OutputConfig
 from edgekd.errors import ModelError
+from edgekd.gram.npz import answers_of, embeddings_of
+from edgekd.gram.probe import Probe
 from edgekd.pipeline.onnx_import.batch import free_batch, held_batch
 from edgekd.pipeline.onnx_import.inputs import batch_inputs, input_specs, states, unbatched, with_batch
 from edgekd.pipeline.onnx_import.kind import settle_kinds
@@ -20,8 +22,18 @@ from edgekd.pipeline.onnx_import.taps import TensorTap  # noqa: TC001  # the typ
 from edgekd.pipeline.onnx_import.trial import require_end
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.manifest import POSTPROCESS
+from edgekd.runtime.measure.machine import usable_cores
 from edgekd.runtime.session import run_rows
-from edgekd.stages.artifacts import CALIBRATION, TEST, VALIDATION, Exported, TaskFacts, onnx_name
+from edgekd.stages.artifacts import (
+    CALIBRATION,
+    PROBE,
+    TEST,
+    VALIDATION,
+    Exported,
+    TaskFacts,
+    onnx_name,
+    validation_probe,
+)
 from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:
@@ -36,13 +48,13 @@ if TYPE_CHECKING:
 #: Name of the float graph that is written.
 NETWORK = "float"
 
-#: The most samples by which the output's kind is told, and how many of them run at a time.
-_LOOKED_AT, _BATCH = 256, 64
+#: The most samples that run at a time.
+_BATCH = 64
 
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """An imported model: ``float.onnx`` with its own outputs and the embeddings, ``test.npz`` and ``calibration.npz``.
+    """An imported model: ``float.onnx`` with its own outputs and the embeddings, its samples, and its probes of them.
 
     Attributes:
         exported: The export, as of a network that was trained here; ``parity`` is against the user's own file.
@@ -121,15 +133,14 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
     if tail:
         write_tail(tail, outputs.example, folder / POSTPROCESS)
     parity = compare(model, path, folder / POSTPROCESS if tail else None, calibration_samples, held or 1)
-    facts = _facts(path, source, outputs.answers, (calibration_samples, test_samples), notes)
-    facts = replace(facts, modalities=[name for name in data if not _has_two_values(calibration_samples.inputs[name])])
-    if not facts.classes:
-        calibration_samples, test_samples = calibration_samples.without_labels(), test_samples.without_labels()
     ranges, chosen, said = hold_back(calibration_samples, seed)
     notes.append(said)
-    ranges.save(folder / CALIBRATION)
-    chosen.save(folder / VALIDATION)
-    test_samples.save(folder / TEST)
+    probes = _probe(path, {validation_probe(NETWORK): chosen, PROBE: test_samples}, folder)
+    found = {name: probes[validation_probe(NETWORK)].outputs[name] for name in outputs.answers}
+    facts = _facts(path, source, found, (calibration_samples, test_samples), notes)
+    facts = replace(facts, modalities=[name for name in data if not _has_two_values(calibration_samples.inputs[name])])
+    for samples, name in ((ranges, CALIBRATION), (chosen, VALIDATION), (test_samples, TEST)):
+        (samples if facts.classes else samples.without_labels()).save(folder / name)
     report.advance(4, 4, f"differs from {model.name} by {parity:.1e}")
     for note in notes:
         report.warn(note)
@@ -184,15 +195,37 @@ def _batch(graph: GraphProto, specs: Sequence[TensorSpec], samples: NpzSamples, 
     batch_inputs(graph, single, samples.inputs)
 
 
+def _probe(path: Path, samples: Mapping[str, NpzSamples], folder: Path) -> dict[str, Probe]:
+    """Run the written graph on some samples, each to the file of a name, and return what it gives."""
+    with open_engine(path, usable_cores(), fused=False) as session:
+        probes = {}
+        for name, part in samples.items():
+            outputs = run_rows(session, part.inputs, _BATCH)
+            probes[name] = Probe(part.ids, answers_of(outputs), embeddings_of(outputs))
+            probes[name].save(folder / name)
+        return probes
+
+
 def _facts(
-    path: Path, source: OnnxSource, names: Sequence[str], samples: tuple[NpzSamples, NpzSamples], notes: list[str]
+    path: Path,
+    source: OnnxSource,
+    outputs: Mapping[str, Array],
+    samples: tuple[NpzSamples, NpzSamples],
+    notes: list[str],
 ) -> TaskFacts:
     """Return facts for later stages.
+
+    Args:
+        path: The written graph.
+        source: What the user says of it.
+        outputs: The written graph's answers for some samples.
+        samples: All samples, of which some may have labels.
+        notes: Sentences for the user are added here.
 
     Raises:
         ModelError: An output is not of the kind that the user named, or labels are of no class of the output.
     """
-    asked = source.outputs
+    asked, names = source.outputs, list(outputs)
     if source.only is not None and source.only != OutputConfig():
         if len(names) > 1:
             raise ModelError(
@@ -210,9 +243,7 @@ def _facts(
             }
             for spec in session.inputs
         ]
-        found = run_rows(session, samples[0].first(_LOOKED_AT), _BATCH)
     labelled = any(part.labels is not None for part in samples)
-    outputs = {name: found[name] for name in names}
     kinds, said = settle_kinds(asked, outputs, labelled=labelled)
     notes += said
     classes = {
