@@ -32,9 +32,10 @@ def copy(model: ModelProto) -> ModelProto:
 def save(model: ModelProto, path: Path) -> None:
     """Check an ONNX model and write it atomically."""
     onnx = need("onnx", "build")
-    onnx.checker.check_model(model)
-    with atomic_path(path, model.ByteSize()) as temporary:
-        onnx.save(model, str(temporary))
+    content = model.SerializeToString()  # once: weights may be large
+    onnx.checker.check_model(content)
+    with atomic_path(path, len(content)) as temporary:
+        temporary.write_bytes(content)
 
 
 def drop_embeddings(source: Path, target: Path) -> None:

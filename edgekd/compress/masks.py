@@ -170,7 +170,8 @@ def _not_finite(model: ModelProto, broken: Mapping[str, _Content], tensor: str, 
     nodes = [node for node in model.graph.node if not behind.isdisjoint(node.output)]
     infinite = broken.keys() | _infinite_constants(model)
     overflows = [node for node in nodes if infinite.isdisjoint(node.input)]
-    first = next(iter(overflows), None) or next(n for n in nodes if any(broken[o].nan for o in n.output if o in broken))
+    made_nan = [node for node in nodes if any(broken[name].nan for name in node.output if name in broken)]
+    first = next(iter([*overflows, *made_nan, *nodes]))
     what = "NaN" if any(broken[name].nan for name in first.output if name in broken) else "infinity"
     return ModelError(
         f"{which} not finite on the calibration samples: node '{layer_name(first)}' ({first.op_type}) makes {what} "

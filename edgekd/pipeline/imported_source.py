@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,6 @@ from edgekd.errors import ModelError
 from edgekd.files import sha256_file
 from edgekd.gram.gate import AS_IS as AS_IS_ROW
 from edgekd.gram.gate import GIVEN
-from edgekd.gram.nest import targets_of
 from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.onnx_import.as_is import AS_IS, import_as_is
@@ -25,10 +23,9 @@ from edgekd.pipeline.onnx_import.source import NETWORK, OnnxSource
 from edgekd.pipeline.onnx_import.stage import ImportedModel, import_onnx
 from edgekd.pipeline.source import GivenCandidate
 from edgekd.pipeline.target.context import OUTPUTS
-from edgekd.pipeline.target.outputs import join_probe, probe_variants, run_on_host
+from edgekd.pipeline.target.outputs import probe_variants, run_on_host
 from edgekd.plugins import source_file
-from edgekd.runtime.session import open_arrays
-from edgekd.stages.artifacts import PROBE, TEST, VALIDATION, onnx_name, validation_probe
+from edgekd.stages.artifacts import PROBE, VALIDATION, validation_probe
 from edgekd.stages.metrics import default_metric
 from edgekd.stages.stage import Done, Runner, StageSpec
 
@@ -147,18 +144,11 @@ def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
         source = OnnxSource(
             model, calibration, test, config.taps, config.asked, only, config.state_pairs, config.fix, metric
         )
-        if config.as_is:
-            imported = import_as_is(source, reference, folder, report, recipe.seed)
-        else:
-            imported = import_onnx(source, folder, report, recipe.seed)
-        network = next(iter(imported.exported.parity))
-        for samples, name in ((TEST, PROBE), (VALIDATION, validation_probe(network))):
-            outputs = run_on_host(folder / onnx_name(network), folder / samples)
-            probe = join_probe(outputs, folder / samples)
-            probe.save(folder / name)
-            if metric is not None:
-                _require_number(metric, probe, folder / samples, report)
-        return _run_given(model, imported, probe, folder) if config.as_is else imported
+        if not config.as_is:
+            return import_onnx(source, folder, report, recipe.seed)
+        imported = import_as_is(source, reference, folder, report, recipe.seed)
+        probe = Probe.load(folder / validation_probe(next(iter(imported.exported.parity))))
+        return _run_given(model, imported, probe, folder)
 
     inputs = {
         **{name: sha256_file(path) for name, path in _named(model, calibration, test, reference).items()},
@@ -202,18 +192,6 @@ def _run_given(model: Path, imported: ImportedModel, reference: Probe, folder: P
             raise ModelError(f"{model}: its output '{name}' is not finite for sample '{probe.ids[~rows][0]}'")
     probe.save(place / OUTPUTS)
     return replace(imported, deploy_logit_error=error)
-
-
-def _require_number(metric: OwnMetric, probe: Probe, samples: Path, report: StageReporter) -> None:
-    """Compute the user's own metric of the float network on all samples of a split; warn where it is no number.
-
-    Raises:
-        TaskError: It fails.
-    """
-    with open_arrays(samples) as arrays:
-        targets = targets_of(arrays)
-    if targets is not None and math.isnan(metric(probe.answer, targets)):
-        report.warn(f"{metric.where} of the float network on the {samples.stem} samples is not a number")
 
 
 def _files(config: ModelConfig) -> tuple[Path, Path, Path | None, Path | None]:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgekd.runtime.measure.machine import usable_cores
 from edgekd.stages.stage import StageSpec
 
 if TYPE_CHECKING:
@@ -53,8 +54,7 @@ def choose_threads(runner: Runner, project: Project, recipe: Recipe, taps: Taps)
         recipe: What is to be trained.
         taps: Where the networks' embeddings are.
     """
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    most = max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # which torchrun sets
+    most = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # which torchrun sets
 
     def run(_folder: Path, _report: StageReporter) -> ThreadChoice:
         from edgekd.training.thread_timing import faster, time_threads

@@ -212,6 +212,19 @@ def test_an_overflow_that_reaches_an_output_is_named_by_the_node_that_makes_it(t
         survey(prepared(model, feeds, tmp_path), calibration(samples))
 
 
+def test_an_infinity_that_is_stored_and_reaches_an_output_is_named_by_the_node_that_reads_it(tmp_path):
+    ruled_out = [0, -np.inf, *[0] * (WIDTH - 2)]
+    model, samples, feeds = write(
+        tmp_path, helper.make_node("Add", ["x", "mask"], ["mixed"], name="mask"), mask=ruled_out
+    )
+    stored = onnx.load(str(model))
+    weight = next(tensor for tensor in stored.graph.initializer if tensor.name == "w")  # all infinite, and none NaN
+    weight.CopyFrom(numpy_helper.from_array(np.ones((WIDTH, CLASSES), np.float32), "w"))
+    onnx.save(stored, str(model))
+    with pytest.raises(ModelError, match=r"output 'logits' is not finite.*node 'mask' \(Add\) makes infinity first"):
+        survey(prepared(model, feeds, tmp_path), calibration(samples))
+
+
 def test_nan_that_a_node_hides_is_no_mask(tmp_path):
     make = helper.make_node
     nodes = (

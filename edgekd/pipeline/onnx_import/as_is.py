@@ -20,7 +20,16 @@ from edgekd.pipeline.onnx_import.read import weight_files
 from edgekd.pipeline.onnx_import.stage import ImportedModel, import_onnx
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.feeds import read_feeds
-from edgekd.stages.artifacts import CALIBRATION, DEPLOY, PROBE_GRAPH, TEST, VALIDATION, onnx_name
+from edgekd.stages.artifacts import (
+    CALIBRATION,
+    DEPLOY,
+    PROBE,
+    PROBE_GRAPH,
+    TEST,
+    VALIDATION,
+    onnx_name,
+    validation_probe,
+)
 from edgekd.stages.progress import Silent, StageReporter
 
 if TYPE_CHECKING:
@@ -65,7 +74,7 @@ def import_as_is(
     else:
         given = import_onnx(source, place, StageReporter(Silent(), "import"), seed)
         (place / onnx_name(GIVEN)).rename(place / PROBE_GRAPH)
-        for name in (CALIBRATION, VALIDATION, TEST):
+        for name in (CALIBRATION, VALIDATION, TEST, PROBE, validation_probe(GIVEN)):
             (place / name).unlink()
         imported = _import_reference(source, reference, given, folder, report, seed)
     notes = _write_deploy(source.model, place, folder / CALIBRATION)

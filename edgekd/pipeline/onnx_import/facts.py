@@ -2,51 +2,51 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from edgekd.config.recipe import OutputConfig
 from edgekd.errors import ModelError
 from edgekd.files import need
-from edgekd.gram.nest import take_rows
-from edgekd.gram.probe import answer_of
 from edgekd.pipeline.onnx_import.kind import settle_kinds
 from edgekd.pipeline.onnx_import.last_operator import last_operators
 from edgekd.runtime.backends.onnxruntime import open_engine
-from edgekd.runtime.session import run_rows
 from edgekd.stages.artifacts import TaskFacts
 from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from edgekd.gram.probe import Probe
     from edgekd.pipeline.onnx_import.own_metric import OwnMetric
     from edgekd.pipeline.onnx_import.samples import NpzSamples
     from edgekd.pipeline.onnx_import.source import OnnxSource
     from edgekd.runtime.session import Array
 
-#: The most samples by which the output's kind is told, and how many of them run at a time.
-_LOOKED_AT, _BATCH = 256, 64
-
 
 def read_facts(
-    path: Path, source: OnnxSource, names: Sequence[str], samples: tuple[NpzSamples, NpzSamples], notes: list[str]
+    path: Path,
+    source: OnnxSource,
+    outputs: Mapping[str, Array],
+    samples: NpzSamples,
+    others: NpzSamples,
+    notes: list[str],
 ) -> tuple[TaskFacts, dict[str, str]]:
     """Return facts for later stages, and why each output is taken for its kind.
 
     Args:
         path: File of the graph that was written.
         source: What the user says of the model.
-        names: The outputs that are judged.
-        samples: The calibration and the test samples.
+        outputs: The outputs that are judged, for ``samples``.
+        samples: The samples that the outputs are of.
+        others: More samples, which may have labels where these have none.
         notes: Sentences for the user are added here.
 
     Raises:
         ModelError: An output is not of the kind that the user named, or labels are of no class of the output.
     """
-    asked = source.outputs
+    asked, names = source.outputs, list(outputs)
     if source.only is not None and source.only != OutputConfig():
         if len(names) > 1:
             raise ModelError(
@@ -64,11 +64,9 @@ def read_facts(
             }
             for spec in session.inputs
         ]
-        found = run_rows(session, samples[0].first(_LOOKED_AT), _BATCH)
-    labelled = any(part.labels is not None for part in samples)
-    outputs = {name: found[name] for name in names}
+    labelled = any(part.labels is not None for part in (samples, others))
     last = last_operators(need("onnx", "build").load(str(path)).graph)
-    settled = settle_kinds(asked, outputs, last, samples[0].first_labels(_LOOKED_AT) if labelled else None)
+    settled = settle_kinds(asked, outputs, last, samples.every_label if labelled else None)
     kinds, reasons = settled.kinds, settled.reasons
     notes += settled.notes
     classes = {
@@ -85,9 +83,7 @@ def read_facts(
     return TaskFacts(name, better, kinds, classes, inputs), reasons
 
 
-def as_labelled(
-    samples: tuple[NpzSamples, NpzSamples], facts: TaskFacts, metric: OwnMetric | None
-) -> tuple[NpzSamples, ...]:
+def as_labelled(samples: tuple[NpzSamples, ...], facts: TaskFacts, metric: OwnMetric | None) -> tuple[NpzSamples, ...]:
     """Return samples with labels only where they are of an output's classes; a metric of one's own gets others.
 
     Raises:
@@ -103,18 +99,20 @@ def as_labelled(
     return samples if width else tuple(part.without_labels(metric is not None) for part in samples)
 
 
-def try_metric(metric: OwnMetric, path: Path, names: Sequence[str], samples: Sequence[NpzSamples]) -> None:
-    """Compute the user's own metric of a few samples, before anything takes long.
+def try_metric(metric: OwnMetric, splits: Iterable[tuple[NpzSamples, Probe]]) -> list[str]:
+    """Compute the user's own metric of the float network on splits, before anything takes long.
+
+    Returns:
+        A sentence for the user on each split on which it is no number.
 
     Raises:
-        TaskError: It fails, or gives no number.
+        TaskError: It fails, or gives no number at all.
     """
-    part = next(part for part in samples if part.known is not None)
-    assert part.known is not None  # it is the one that has targets
-    few = part.take(np.arange(min(len(part.ids), _BATCH)))
-    with open_engine(path, fused=False) as session:
-        found = run_rows(session, few.inputs, _BATCH)
-    metric(answer_of({name: found[name] for name in names}), take_rows(part.known, slice(len(few.ids))))
+    notes = []
+    for name, (part, probe) in zip(("choosing", "test"), splits, strict=True):
+        if part.known is not None and math.isnan(metric(probe.answer, part.known)):
+            notes.append(f"{metric.where} of the float network on the {name} samples is not a number")
+    return notes
 
 
 def has_two_values(x: Array) -> bool:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from edgekd.compress.graph import rename
 from edgekd.errors import ModelError
+from edgekd.files import need
 from edgekd.pipeline.onnx_import.graph import Extension
-from edgekd.runtime.backends.onnxruntime import open_engine
+from edgekd.runtime.session import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +17,16 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto, ValueInfoProto
 
-    from edgekd.runtime.session import Array, TensorSpec
+    from edgekd.runtime.session import Array
+
+#: Numpy's name for each of ONNX's types of numbers that it has one for.
+_DTYPES = {
+    "FLOAT": "float32",
+    "DOUBLE": "float64",
+    "FLOAT16": "float16",
+    "BOOL": "bool",
+    **{f"{sign}INT{bits}": f"{sign.lower()}int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)},
+}
 
 
 def input_specs(model: ModelProto, path: Path) -> tuple[TensorSpec, ...]:
@@ -35,8 +45,17 @@ def input_specs(model: ModelProto, path: Path) -> tuple[TensorSpec, ...]:
         for size in value.type.tensor_type.shape.dim:
             if size.dim_value <= 0:
                 size.Clear()
-    with open_engine(model.SerializeToString(), name=str(path)) as session:
-        return session.inputs
+    return tuple(_spec(value, path) for value in model.graph.input)
+
+
+def _spec(value: ValueInfoProto, path: Path) -> TensorSpec:
+    kind = value.type.tensor_type
+    types = need("onnx", "build").TensorProto.DataType
+    name = types.Name(kind.elem_type) if value.type.HasField("tensor_type") else value.type.WhichOneof("value")
+    if name not in _DTYPES:
+        raise ModelError(f"{path}: input '{value.name}' is of the type {name}, which numpy has none for")
+    sizes = (size.dim_value or f"{value.name}.{axis}" for axis, size in enumerate(kind.shape.dim))
+    return TensorSpec(value.name, _DTYPES[name], tuple(sizes))
 
 
 def states(model: ModelProto) -> list[str]:

@@ -12,7 +12,7 @@ from edgekd.files import need
 from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.pipeline.onnx_import.graph import CONTROL_FLOW, Extension
 from edgekd.pipeline.onnx_import.inputs import fix_batch, takes_batches
-from edgekd.pipeline.onnx_import.observe import observe, rows_are_independent
+from edgekd.pipeline.onnx_import.observe import observe, observing, rows_are_independent
 from edgekd.pipeline.onnx_import.taps import TensorTap, channels_first, meeting_taps, pool
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
     from edgekd.pipeline.onnx_import.samples import NpzSamples
-    from edgekd.runtime.session import Array
+    from edgekd.runtime.session import Array, Session
 
 
 _FLOATS = ("FLOAT", "DOUBLE", "FLOAT16")
@@ -92,17 +92,20 @@ def choose_outputs(
     if left:
         notes.append(f"of the model's outputs the engine gives {', '.join(answers)}: without {', '.join(left)}")
     tensors = dict.fromkeys([*answers, *chosen.values()])
-    example = observe(model, tensors, samples.first(1))
-    for name, tensor in chosen.items():
-        if example[tensor].dtype.kind != "f":
-            raise TaskError(f"tap {name}: tensor '{tensor}' is {example[tensor].dtype}; an embedding is a float tensor")
-    if takes_batches(model) and (reason := _one_at_a_time(model, tensors, samples)):
+    with observing(model, tensors) as session:
+        example = session.run(samples.row(0))
+        for name, tensor in chosen.items():
+            kind = example[tensor].dtype
+            if kind.kind != "f":
+                raise TaskError(f"tap {name}: tensor '{tensor}' is {kind}; an embedding is a float tensor")
+        reason = _one_at_a_time(model, session, samples) if takes_batches(model) else None
+    if reason:
         fix_batch(model)
         notes.append(f"{reason}: the engine runs one sample at a time")
     return Outputs(answers, chosen, example)
 
 
-def _one_at_a_time(model: ModelProto, tensors: Collection[str], samples: NpzSamples) -> str | None:
+def _one_at_a_time(model: ModelProto, session: Session, samples: NpzSamples) -> str | None:
     """Explain why the model takes no batches; None where it does."""
     control = sorted({node.op_type for node in model.graph.node if node.op_type in CONTROL_FLOW})
     if control:  # two samples may well agree where others do not
@@ -110,7 +113,7 @@ def _one_at_a_time(model: ModelProto, tensors: Collection[str], samples: NpzSamp
     if is_dynamic(model.graph):
         return "the model scales what it computes by the largest of a whole batch (dynamic quantization)"
     rounded = any(is_quantized(node.op_type) for node in model.graph.node)
-    if not rows_are_independent(model, tensors, samples, rounded=rounded):
+    if not rows_are_independent(session, samples, rounded=rounded):
         return "two samples in one batch give another result than one after the other"
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -31,8 +32,8 @@ _TOLERANCE = 1e-3
 #: The same where the user's model rounds all that it computes to float16.
 _HALF_TOLERANCE = 0.05
 
-#: The most samples that are compared.
-_COMPARED = 8
+#: The most samples that are compared; two of them are, however long that takes, and no more after these seconds.
+_COMPARED, _LIMIT_S = 8, 5.0
 
 
 def compare(
@@ -66,14 +67,16 @@ def compare(
     known = {name for node in original.graph.node for name in node.output if not name.startswith(EMBEDDING_PREFIX)}
     single = unbatched([spec for spec in input_specs(original, model) if spec.name not in constants], samples.inputs)
     tolerance = _HALF_TOLERANCE if has_half(original.graph) else _TOLERANCE
-    largest = 0.0
+    largest, began = 0.0, time.monotonic()
     with ExitStack() as stack:
-        engine = stack.enter_context(open_engine(written, fused=False))
-        behind = stack.enter_context(open_engine(rest, fused=False)) if rest else None
+        engine = stack.enter_context(open_engine(written, fused=False, arena=False))
+        behind = stack.enter_context(open_engine(rest, fused=False, arena=False)) if rest else None
         answers = {spec.name for spec in engine.outputs}
         names = [spec.name for session in (engine, behind) if session for spec in session.outputs if spec.name in known]
         exact = stack.enter_context(observing(original, names))
         for row in range(min(_COMPARED, len(samples.ids))):
+            if row > 1 and time.monotonic() - began > _LIMIT_S:
+                break
             feeds = samples.row(row)
             block = np.arange(row, row + size) % len(samples.ids)
             given = {name: np.asarray(x[row]) if name in single else x[block] for name, x in samples.inputs.items()}

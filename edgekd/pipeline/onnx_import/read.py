@@ -62,7 +62,8 @@ def read_model(
         raise _old(
             path, _opset(model), f"ONNX Runtime runs {_OLDEST} and later, and could not tell whether it is right"
         )
-    model = need("onnx.inliner", "build").inline_local_functions(model)
+    if model.functions:
+        model = need("onnx.inliner", "build").inline_local_functions(model)
     if not as_is:
         said = [*fold_stored(model), *make_single(model)]
         if notes is not None:

@@ -75,9 +75,10 @@ class NpzSamples:
         """Return the inputs of the first ``count`` samples."""
         return {name: x[:count] for name, x in self.inputs.items()}
 
-    def first_labels(self, count: int) -> Array:
-        """Return the classes of the first ``count`` samples, :data:`UNLABELLED` of those that have none."""
-        return np.full(len(self.ids), UNLABELLED)[:count] if self.labels is None else self.labels[:count]
+    @property
+    def every_label(self) -> Array:
+        """The class of each sample [N], :data:`UNLABELLED` of those that have none."""
+        return np.full(len(self.ids), UNLABELLED) if self.labels is None else self.labels
 
     def row(self, row: int) -> dict[str, Array]:
         """Return the inputs of one sample, as a batch of one."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from edgekd.compress.graph import save
 from edgekd.compress.variants import Candidate  # noqa: TC001  # the type of a stage's result, too
 from edgekd.errors import ModelError
-from edgekd.gram.npz import INPUT_PREFIX
+from edgekd.gram.npz import INPUT_PREFIX, answers_of, embeddings_of
+from edgekd.gram.probe import Probe
 from edgekd.pipeline.onnx_import.batch import free_batch, held_batch
 from edgekd.pipeline.onnx_import.facts import as_labelled, has_two_values, read_facts, try_metric
 from edgekd.pipeline.onnx_import.fixed import fix_inputs, fixed_values, require_fixed, settle_branches
@@ -22,8 +23,11 @@ from edgekd.pipeline.onnx_import.states import carry, describe_states, find_stat
 from edgekd.pipeline.onnx_import.tail import cut_tail, write_tail
 from edgekd.pipeline.onnx_import.taps import TensorTap  # noqa: TC001  # the type of a stage's result is looked up when it is read back
 from edgekd.pipeline.onnx_import.trial import require_end
+from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.manifest import POSTPROCESS
-from edgekd.stages.artifacts import CALIBRATION, TEST, VALIDATION, Exported, onnx_name
+from edgekd.runtime.measure.machine import usable_cores
+from edgekd.runtime.sequences import run_feeds, sequences_of
+from edgekd.stages.artifacts import CALIBRATION, PROBE, TEST, VALIDATION, Exported, onnx_name, validation_probe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,10 +38,13 @@ if TYPE_CHECKING:
     from edgekd.runtime.session import Array, TensorSpec
     from edgekd.stages.progress import StageReporter
 
+#: The most samples that run at a time.
+_BATCH = 64
+
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """An imported model: ``float.onnx`` with its own outputs and the embeddings, ``test.npz`` and ``calibration.npz``.
+    """An imported model: ``float.onnx`` with its own outputs and the embeddings, its samples, and its probes of them.
 
     Attributes:
         exported: The export, as of a network that was trained here; ``parity`` is against the user's own file.
@@ -99,14 +106,20 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
     calibration, test = carry(path, calibration), carry(path, test)
     report.advance(3, 4, f"taps: {', '.join(f'{name} at {tap.tensor}' for name, tap in modalities.items())}")
     parity = compare(source.model, path, behind, calibration, held or 1, constants)
+    ranges, chosen, said = hold_back(calibration, seed)
+    judging = validation_probe(source.network)
+    probes = _probe(path, {judging: chosen, PROBE: test}, folder)
     judged = [name for name in outputs.answers if name not in pairs.values() or name in source.outputs]
-    facts, reasons = read_facts(path, source, judged, (calibration, test), notes)
+    found = {name: probes[judging].outputs[name] for name in judged}
+    facts, reasons = read_facts(path, source, found, chosen, test, notes)
     inputs = [name for name in data if not has_two_values(calibration.inputs[name])]
     facts = replace(facts, states=pairs, modalities=inputs)
-    calibration, test = as_labelled((calibration, test), facts, source.metric)
+    notes.append(said)
+    ranges, chosen, test = as_labelled((ranges, chosen, test), facts, source.metric)
+    for samples, name in ((ranges, CALIBRATION), (chosen, VALIDATION), (test, TEST)):
+        samples.save(folder / name)
     if source.metric is not None:
-        try_metric(source.metric, path, judged, (calibration, test))
-    notes.append(_save(calibration, test, folder, seed))
+        notes += try_metric(source.metric, ((chosen, probes[judging]), (test, probes[PROBE])))
     report.advance(4, 4, f"differs from {source.model.name} by {parity:.1e}")
     for note in notes:
         report.warn(note)
@@ -141,12 +154,16 @@ def _with_free_batch(
     return settle_branches(graph, samples, source.taps.values(), notes)
 
 
-def _save(calibration: NpzSamples, test: NpzSamples, folder: Path, seed: int) -> str:
-    """Write the samples of the three splits; return a sentence for the user on how they were divided."""
-    ranges, chosen, said = hold_back(calibration, seed)
-    for samples, name in ((ranges, CALIBRATION), (chosen, VALIDATION), (test, TEST)):
-        samples.save(folder / name)
-    return said
+def _probe(path: Path, samples: Mapping[str, NpzSamples], folder: Path) -> dict[str, Probe]:
+    """Run the written graph on some samples, each to the file of a name, and return what it gives."""
+    probes = {}
+    with open_engine(path, usable_cores(), fused=False) as session:
+        for name, part in samples.items():
+            sequences = sequences_of(part.carried, part.groups, len(part.ids)) if part.carried else None
+            outputs = run_feeds(session, part.inputs, sequences, _BATCH)
+            probes[name] = Probe(part.ids, answers_of(outputs), embeddings_of(outputs))
+            probes[name].save(folder / name)
+    return probes
 
 
 def _read(

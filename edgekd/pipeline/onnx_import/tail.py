@@ -1,11 +1,14 @@
-"""What comes behind the tensors whose sizes are known: such as NonMaxSuppression. The engine ends before it."""
+"""What comes behind the numbers that can be compared: NonMaxSuppression, a mask. The engine ends before it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekd.compress.graph import layer_name, producers, reads, rename, save
+import numpy as np
+
+from edgekd.compress.graph import WEIGHT_BEARING, layer_name, producers, reads, rename, save
 from edgekd.errors import ModelError, TaskError
 from edgekd.files import need
 from edgekd.pipeline.onnx_import.graph import Extension, behind_weights, copy_values
@@ -18,13 +21,19 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
     from edgekd.pipeline.onnx_import.samples import NpzSamples
     from edgekd.runtime.session import Array
 
 #: The most samples on which sizes that data may decide are looked at.
 _LOOKED_AT = 64
+
+#: The most samples on which infinite outputs are looked for, and the most numbers of a tensor that a mask is.
+_MASKS_LOOKED_AT, _LARGEST_MASK = 16, 1 << 20
+
+#: What an engine ends before, in messages.
+_WHY = "what cannot be compared (a size or an order that data decide, or infinities of a mask)"
 
 #: Operators whose result holds the numbers of their input, in order. The tail has them: nothing is to be given twice.
 _SAME_NUMBERS = frozenset({"Identity", "Squeeze", "Unsqueeze"})
@@ -48,7 +57,7 @@ class Tail:
 def cut_tail(
     model: ModelProto, wanted: Collection[str], taps: Collection[str], samples: NpzSamples, notes: list[str]
 ) -> Tail | None:
-    """Let a model end, in place, before what makes outputs of a size that data decide, or that choose among boxes.
+    """Let a model end, in place, before what makes outputs of a size that data decide, chooses among boxes, or masks.
 
     Outputs of the model are then the tensors of floats that the tail reads, and those outputs that do not depend on it.
 
@@ -76,22 +85,22 @@ def cut_tail(
     where = ", ".join(map(_title, first[:3]))
     if asked := sorted({*wanted, *taps} & behind):
         raise TaskError(
-            f"'{asked[0]}' comes behind {where}, where data decide the size or the order of outputs: the engine ends "
-            "before that; name outputs and taps that come before it, or none"
+            f"'{asked[0]}' comes behind {where}, with which {_WHY} begins: the engine ends before that; name outputs "
+            "and taps that come before it, or none"
         )
     floats = _floats(model)
     given, nodes = _border(graph, lost, behind, floats.keys() & behind_weights(graph))
     if not given:
         raise ModelError(
-            f"data decide the size or the order of its outputs at {where}, and no layer with weights comes before "
-            "that: there is nothing that INT8 could help"
+            f"with {where} {_WHY} begins, and no layer with weights comes before that: there is nothing "
+            "that INT8 could help"
         )
     part = _part(model, nodes, [floats[name] for name in given], lost)
     kept = copy_values(value for value in graph.output if value.name not in behind)
     known = {value.name for value in kept}
     graph.ClearField("output")
     graph.output.extend([*kept, *(floats[name] for name in given if name not in known)])
-    said = f"the engine ends before {where}, where data decide the size or the order of outputs: it gives"
+    said = f"the engine ends before {where}, with which {_WHY} begins: it gives"
     if wanted and not set(given) <= set(wanted):
         notes.append(f"{said} {', '.join(wanted)}; what comes behind, to {', '.join(lost)}, needs {', '.join(given)}")
         return None
@@ -106,6 +115,7 @@ def _first_nodes(model: ModelProto, outputs: Sequence[str], sizes: Sizes, sample
     """Return the nodes with which the tail begins; none where the model has no tail."""
     graph = model.graph
     first = [node for node in graph.node if node.op_type == SUPPRESSION and not sizes.data.isdisjoint(reads(node))]
+    first += _masking_nodes(model, outputs, samples)
     behind = _behind(graph, first)
     free = [name for name in sizes.open if name not in behind]
     if set(outputs).isdisjoint(free):
@@ -117,6 +127,44 @@ def _first_nodes(model: ModelProto, outputs: Sequence[str], sizes: Sizes, sample
         for node in graph.node
         if varying.intersection(node.output) and before.intersection(node.output) and varying.isdisjoint(reads(node))
     ]
+
+
+def _masking_nodes(model: ModelProto, outputs: Iterable[str], samples: NpzSamples) -> list[NodeProto]:
+    """Return the nodes that put infinities into outputs, as a mask does; none where a layer with weights does so."""
+    made = producers(model.graph)
+    first: dict[str, NodeProto] = {}
+    ahead = _infinite(model, outputs, samples) if _may_be_infinite(model, samples) else set[str]()
+    while ahead:
+        nodes = {node.output[0]: node for node in (made[name] for name in ahead)}
+        broken = _infinite(model, {name for node in nodes.values() for name in reads(node) if name in made}, samples)
+        first |= {name: node for name, node in nodes.items() if broken.isdisjoint(reads(node))}
+        ahead = broken
+    return [] if any(node.op_type in WEIGHT_BEARING for node in first.values()) else list(first.values())
+
+
+def _may_be_infinite(model: ModelProto, samples: NpzSamples) -> bool:
+    """Whether a model stores or is given infinities, or takes logarithms."""
+    to_array = need("onnx", "build").numpy_helper.to_array
+    stored = (to_array(tensor) for tensor in model.graph.initializer if _count(tensor) <= _LARGEST_MASK)
+    floats = (x for x in (*stored, *samples.inputs.values()) if x.dtype.kind == "f")
+    return any(node.op_type == "Log" for node in model.graph.node) or any(np.isinf(x).any() for x in floats)
+
+
+def _count(tensor: TensorProto) -> int:
+    return math.prod(tensor.dims)
+
+
+def _infinite(model: ModelProto, tensors: Iterable[str], samples: NpzSamples) -> set[str]:
+    """Return those tensors of floats that are infinite somewhere, for one of some samples."""
+    typed = _floats(model)
+    names = [name for name in tensors if name in typed]
+    if not names:
+        return set()
+    found: set[str] = set()
+    with observing(model, names) as session:
+        for row in range(min(_MASKS_LOOKED_AT, len(samples.ids))):
+            found.update(name for name, x in session.run(samples.row(row)).items() if np.isinf(x).any())
+    return found
 
 
 def _varying(model: ModelProto, tensors: Iterable[str], samples: NpzSamples) -> set[str]:

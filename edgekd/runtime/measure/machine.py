@@ -28,6 +28,11 @@ _UNREADABLE = "not readable"
 _CPU = "sys/devices/system/cpu"
 
 
+def usable_cores() -> int:
+    """Return how many logical cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine_facts(packages: Iterable[str] = (), root: Path = ROOT) -> dict[str, str]:
     """Return facts of this machine, with the versions of numpy and of ``packages``.
 

@@ -122,3 +122,19 @@ def test_an_output_that_is_never_made_is_refused(tmp_path):
     onnx.save(model, path)
     with pytest.raises(ModelError, match=r"m\.onnx: ONNX Runtime cannot open it"):
         read_model(path)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [["w", "hidden", 4], ["batch", "seq_len + 1", 4], [None, None, 4], ["n", "n", 4], ["", "b", 4]],
+    ids=["of weights and tensors", "arithmetic", "unnamed", "one for all", "empty"],
+)
+def test_free_sizes_may_have_any_name(tmp_path, import_, sizes):
+    nodes = [node("MatMul", ["x", "w"], ["hidden"]), node("MatMul", ["hidden", "batch"], ["y"])]
+    stored = graphs.weights(w=(4, 6), batch=(6, 3))
+    path = graphs.write(tmp_path / "m.onnx", nodes, [tensor("x", sizes)], [tensor("y", [*sizes[:2], 3])], stored)
+    x = graphs.normal(5, 4)
+    import_(path, {"x": x})
+    for steps in (2, 5):  # what was free stays so
+        found = run_user(tmp_path / "out/float.onnx", "y", {"x": x[:3, :steps]})
+        np.testing.assert_allclose(found, run_user(path, "y", {"x": x[:3, :steps]}), rtol=1e-5)

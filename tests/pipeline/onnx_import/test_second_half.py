@@ -7,8 +7,9 @@ import onnx
 import pytest
 from graphs import node, tensor
 
+from edgekd import build
 from edgekd.compress.partial import SAMPLES
-from edgekd.config.recipe import Recipe
+from edgekd.config.recipe import ProfileConfig, Recipe
 from edgekd.config.target import load_calibration
 from edgekd.pipeline.imported_source import import_model
 from edgekd.pipeline.onnx_import.samples import NpzSamples, split
@@ -96,3 +97,18 @@ def test_other_weights_beside_the_model_are_another_model(tmp_path):
         imported = import_model(Runner(Cache(tmp_path / "cache"), Silent()), recipe(model, samples))
         logits.append(imported.probes("test")["float"].answer)
     np.testing.assert_allclose(logits[1], 2 * logits[0], rtol=1e-6)
+
+
+def test_several_outputs_none_of_classes_have_a_metric_of_nothing(tmp_path):
+    nodes = [node("Gemm", ["x", "w"], ["hidden"]), node("Gemm", ["hidden", "a"], ["angle"])]
+    outputs = [tensor("hidden", ["n", 6]), tensor("angle", ["n", 2])]
+    model = graphs.write(
+        tmp_path / "m.onnx", nodes, [tensor("x", ["n", 4])], outputs, graphs.weights(w=(4, 6), a=(6, 2))
+    )
+    x = np.random.default_rng(0).normal(size=(80, 4)).astype(np.float32)
+    given = recipe(model, graphs.save_samples(tmp_path / "samples.npz", x=x))
+    given = msgspec.structs.replace(given, profile=ProfileConfig(iterations=40, cold_starts=1, layers=False))
+    (target,) = build(given, "cpu", output=tmp_path / "out", cache=tmp_path / "cache").targets
+    row = target.ledger.rows[-1]
+    assert row.metric is None
+    assert list(row.answers) == ["hidden", "angle"]

@@ -7,7 +7,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from graphs import INT64, node, tensor
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from edgekd import build, load
 from edgekd.config.recipe import Recipe
@@ -170,7 +170,9 @@ def test_outputs_that_are_named_are_enough_where_they_come_before(tmp_path, impo
 
 @pytest.mark.parametrize("asked", [{"outputs": {"found": {}}}, {"taps": {"image": "places"}}])
 def test_what_comes_behind_cannot_be_asked_for(tmp_path, import_, asked):
-    with pytest.raises(TaskError, match=r"comes behind 'nms' \(NonMaxSuppression\), where data decide"):
+    with pytest.raises(
+        TaskError, match=r"comes behind 'nms' \(NonMaxSuppression\), with which what cannot be compared"
+    ):
         import_(detector(tmp_path / "m.onnx"), {"x": IMAGES}, **asked)
 
 
@@ -216,3 +218,57 @@ def test_sizes_of_inputs_decide_nothing(tmp_path):
         [tensor("y", ["n", 4])],
     )
     assert data_sizes(onnx.load(path).graph).open == ()
+
+
+def masked(path, infinity=-np.inf, nodes=()):
+    """Scores of which an input says which are ruled out."""
+    return graphs.write(
+        path,
+        [
+            node("Gemm", ["x", "w"], ["a"]),
+            node("Where", ["allowed", "a", "out"], ["kept"]),
+            *nodes,
+            node("Identity", ["kept"], ["y"]),
+        ],
+        [tensor("x", ["n", 8]), tensor("allowed", ["n", 3], TensorProto.BOOL)],
+        [tensor("y", ["n", 3])],
+        [*graphs.weights(w=(8, 3)), *numbers(out=infinity)],
+    )
+
+
+ALLOWED = np.random.default_rng(1).random((_ROWS, 3)) > 0.3
+
+
+def test_scores_that_a_mask_rules_out_are_judged_before_it(tmp_path, import_):
+    path = masked(tmp_path / "m.onnx")
+    imported = import_(path, {"x": VECTORS, "allowed": ALLOWED}, kind="classes")
+    assert list(imported.exported.facts.outputs) == ["a"]
+    feeds = {"x": VECTORS[:1], "allowed": np.array([[True, False, True]])}
+    with open_engine(tmp_path / "out/float.onnx") as engine, open_engine(tmp_path / "out/postprocess.onnx") as rest:
+        found = run_behind(rest, {**feeds, **engine.run(feeds)})["y"]
+    np.testing.assert_allclose(found, ort.InferenceSession(str(path)).run(["y"], feeds)[0], rtol=1e-5)
+    assert found[0, 1] == -np.inf
+
+
+def test_a_logarithm_of_nothing_is_no_error(tmp_path, import_):
+    nodes = [node("Gemm", ["x", "w"], ["a"]), node("Relu", ["a"], ["positive"]), node("Log", ["positive"], ["y"])]
+    path = graphs.write(
+        tmp_path / "m.onnx", nodes, [tensor("x", ["n", 8])], [tensor("y", ["n", 3])], graphs.weights(w=(8, 3))
+    )
+    imported = import_(path, {"x": VECTORS})
+    assert list(imported.exported.facts.outputs) == ["positive"]
+    assert (tmp_path / "out/postprocess.onnx").exists()
+
+
+def test_a_finite_mask_stays_in_the_engine(tmp_path, import_):
+    imported = import_(masked(tmp_path / "m.onnx", infinity=-1e4), {"x": VECTORS, "allowed": ALLOWED})
+    assert list(imported.exported.facts.outputs) == ["y"]
+
+
+def test_a_mask_built_for_int8_ships(tmp_path):
+    path = masked(tmp_path / "m.onnx")
+    samples = graphs.save_samples(tmp_path / "samples.npz", x=VECTORS, allowed=ALLOWED)
+    build(recipe(path, samples), "cpu", output=tmp_path / "build", cache=tmp_path / "cache")
+    with load(tmp_path / "build/cpu/bundle", allow_rejected=True) as bundle:
+        (found,) = bundle.postprocess({"x": VECTORS[:1], "allowed": ALLOWED[:1]})
+    assert (np.isinf(found["y"][0]) == ~ALLOWED[0]).all()
