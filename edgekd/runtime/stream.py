@@ -12,9 +12,8 @@ from edgekd.runtime.manifest import states_in
 from edgekd.runtime.sequences import next_state
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from edgekd.runtime.bundle import Bundle
     from edgekd.runtime.manifest import Manifest
     from edgekd.runtime.session import Array, Feeds, TensorSpec
 
@@ -62,8 +61,8 @@ class Stream:
     threads. :meth:`edgekd.Bundle.stream` makes them.
     """
 
-    def __init__(self, bundle: Bundle, initial: Initial) -> None:
-        self._bundle, self._initial = bundle, initial
+    def __init__(self, run: Callable[[Feeds], dict[str, Array]], initial: Initial) -> None:
+        self._run, self._initial = run, initial
         self._state: dict[str, Array] = {}
 
     @property
@@ -81,7 +80,7 @@ class Stream:
             ModelError: As of :meth:`edgekd.Bundle.run`; the state stays what it was.
         """
         fed = self._initial.begin({**self._state, **feeds} if isinstance(feeds, Mapping) else feeds)
-        outputs = self._bundle.run(fed)
+        outputs = self._run(fed)
         self._state = next_state(self._initial.states, fed, outputs)
         return outputs
 
