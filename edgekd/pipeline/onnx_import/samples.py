@@ -129,7 +129,10 @@ def _key(path: Path, spec: TensorSpec, arrays: Mapping[str, Array], is_state: bo
             return key
     advice = nearest(spec.name, [key for key in arrays if key not in _EXTRAS])
     if is_state:  # then no other array is meant
-        advice = "; it looks like a state: give what it holds before each sample, zeros where that is how it starts"
+        advice = (
+            f"; it looks like a state: --state {spec.name}=OUTPUT says which output holds it after a step, to have it "
+            "carried; or give what it holds before each sample"
+        )
     raise ModelError(f"{path}: has no array for the model's input '{spec.name}', {spec}{advice}")
 
 
