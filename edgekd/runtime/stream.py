@@ -50,8 +50,7 @@ class Initial:
 def _zeros(spec: TensorSpec, rows: int) -> Array:
     if any(isinstance(size, str) for size in spec.shape[1:]):
         raise ModelError(f"the state '{spec.name}' is {spec}, whose sizes are open: feed what it begins with")
-    first = spec.shape[:1]
-    return np.zeros((first[0] if isinstance(first[0], int) else rows, *spec.shape[1:]), spec.dtype)  # type: ignore[misc]
+    return np.zeros([size if isinstance(size, int) else rows for size in spec.shape], spec.dtype)
 
 
 class Stream:

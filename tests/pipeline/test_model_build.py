@@ -106,6 +106,11 @@ def test_the_report_of_a_model_reads_well(folder, imported):
         (["--model", "int8.onnx"], 8, "quantized"),
         (["--calibration", "short.npz"], 8, "'zer'"),
         (["--tap", "fou"], 2, "write it as NAME=TENSOR"),
+        (["--state", "fou"], 2, "write it as IN=OUT, or --state none alone"),
+        (["--state", "none", "--state", "fou=logits"], 2, "--state none: write it as IN=OUT"),
+        (["--state", "fou=logits"], 8, "what is carried has one type and one size"),
+        (["--fix", "fou=often"], 2, "write it as INPUT=NUMBER"),
+        (["--fix", "fuo=1"], 4, "the model has no input 'fuo'; did you mean 'fou'"),
         (["--tap", "fou=no_such_tensor"], 4, "no_such_tensor"),
         (["--kind", "scores"], 2, "'scores' is not one of 'auto', 'classes'"),
         (
