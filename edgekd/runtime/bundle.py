@@ -205,7 +205,7 @@ class Bundle:
         """
         if not self._initial.states:
             raise ModelError(f"{self.folder}: the engine has no state to carry, every sample is by itself; use run()")
-        return Stream(self, self._initial)
+        return Stream(self.run, self._initial)
 
     def run_all(self, feeds: Feeds, groups: Array | None = None) -> dict[str, Array]:
         """Run any number of samples, some at a time, and return all rows of every output.

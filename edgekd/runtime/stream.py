@@ -12,9 +12,8 @@ from edgekd.runtime.manifest import states_in
 from edgekd.runtime.sequences import next_state
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from edgekd.runtime.bundle import Bundle
     from edgekd.runtime.manifest import Manifest
     from edgekd.runtime.session import Array, Feeds, TensorSpec
 
@@ -51,8 +50,7 @@ class Initial:
 def _zeros(spec: TensorSpec, rows: int) -> Array:
     if any(isinstance(size, str) for size in spec.shape[1:]):
         raise ModelError(f"the state '{spec.name}' is {spec}, whose sizes are open: feed what it begins with")
-    first = spec.shape[:1]
-    return np.zeros((first[0] if isinstance(first[0], int) else rows, *spec.shape[1:]), spec.dtype)  # type: ignore[misc]
+    return np.zeros([size if isinstance(size, int) else rows for size in spec.shape], spec.dtype)
 
 
 class Stream:
@@ -62,8 +60,8 @@ class Stream:
     threads. :meth:`edgekd.Bundle.stream` makes them.
     """
 
-    def __init__(self, bundle: Bundle, initial: Initial) -> None:
-        self._bundle, self._initial = bundle, initial
+    def __init__(self, run: Callable[[Feeds], dict[str, Array]], initial: Initial) -> None:
+        self._run, self._initial = run, initial
         self._state: dict[str, Array] = {}
 
     @property
@@ -81,7 +79,7 @@ class Stream:
             ModelError: As of :meth:`edgekd.Bundle.run`; the state stays what it was.
         """
         fed = self._initial.begin({**self._state, **feeds} if isinstance(feeds, Mapping) else feeds)
-        outputs = self._bundle.run(fed)
+        outputs = self._run(fed)
         self._state = next_state(self._initial.states, fed, outputs)
         return outputs
 

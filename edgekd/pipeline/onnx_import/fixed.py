@@ -8,10 +8,9 @@ import numpy as np
 
 from edgekd.compress.graph import all_nodes, copy
 from edgekd.errors import ModelError, TaskError, nearest
-from edgekd.files import need
+from edgekd.files import need, quiet, scratch_folder
 from edgekd.gram.npz import INPUT_PREFIX
-from edgekd.pipeline.onnx_import.graph import CONTROL_FLOW
-from edgekd.pipeline.onnx_import.read import fold
+from edgekd.pipeline.onnx_import.graph import CONTROL_FLOW, add_outputs
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import open_arrays
 
@@ -23,6 +22,26 @@ if TYPE_CHECKING:
 
     from edgekd.pipeline.onnx_import.samples import NpzSamples
     from edgekd.runtime.session import Array
+
+
+def fold(model: ModelProto, keep: Collection[str]) -> ModelProto:
+    """Return the model after ONNX Runtime's basic optimisations, which fold what depends on constants alone."""
+    onnx, ort = need("onnx", "build"), need("onnxruntime", "build")
+    outputs = [output.name for output in model.graph.output]
+    with scratch_folder() as folder, quiet():
+        path = folder / "folded.onnx"
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(path)
+        options.log_severity_level = 3
+        ort.InferenceSession(add_outputs(model, keep).SerializeToString(), options, providers=["CPUExecutionProvider"])
+        folded: ModelProto = onnx.load(str(path))
+    for output in [output for output in folded.graph.output if output.name not in outputs]:
+        folded.graph.output.remove(output)
+    used = {node.domain for node in all_nodes(folded.graph)}
+    for domain in [item for item in folded.opset_import if item.domain and item.domain not in used]:
+        folded.opset_import.remove(domain)
+    return folded
 
 
 def fixed_values(model: ModelProto, fixed: Mapping[str, float], path: Path) -> dict[str, Array]:

@@ -107,3 +107,24 @@ def fix_batch(model: ModelProto) -> None:
 def takes_batches(model: ModelProto) -> bool:
     """Whether the inputs take any number of samples at a time."""
     return not any(value.type.tensor_type.shape.dim[0].dim_value for value in model.graph.input)
+
+
+def state_shape(path: Path, spec: TensorSpec) -> tuple[int, ...]:
+    """Return the shape of one sample's state in an ``.npz``, where the file does not have it: it begins at zero.
+
+    As of any input, the first size is the batch where it is free or 1. The one other size that the model leaves open,
+    where there is one, is the batch too, as in ``[2, batch, 128]``.
+
+    Raises:
+        ModelError: More sizes are open, so that nothing tells how large the state is.
+    """
+    first = spec.shape[:1]
+    batched = first == (1,) or (bool(first) and isinstance(first[0], str))
+    sizes = spec.shape[1:] if batched else spec.shape
+    left_open = sum(isinstance(size, str) for size in sizes)
+    if left_open > (0 if batched and first != (1,) else 1):
+        raise ModelError(
+            f"{path}: has no array for the state '{spec.name}', {spec}, and the model leaves its sizes open, so what "
+            "it begins with is not known: give what it holds before each sample, or export the model with fixed sizes"
+        )
+    return tuple(1 if isinstance(size, str) else size for size in sizes)

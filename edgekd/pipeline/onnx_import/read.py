@@ -10,8 +10,9 @@ import numpy as np
 from edgekd.compress.graph import all_nodes
 from edgekd.compress.precision import is_quantized
 from edgekd.errors import ModelError, TaskError, nearest
-from edgekd.files import need, quiet, scratch_folder
-from edgekd.pipeline.onnx_import.graph import CONTROL_FLOW, add_outputs, keep_tensors
+from edgekd.files import need
+from edgekd.pipeline.onnx_import.fixed import fold
+from edgekd.pipeline.onnx_import.graph import CONTROL_FLOW, keep_tensors
 from edgekd.pipeline.onnx_import.integrity import require_size, require_text, require_types, stored_tensors
 from edgekd.pipeline.onnx_import.normalize import normalize
 from edgekd.pipeline.onnx_import.single import make_single
@@ -193,26 +194,6 @@ def _require_known_operators(model: ModelProto, path: Path) -> None:
             f"{path}: has operators that ONNX Runtime does not know: {', '.join(foreign)}; export the model with "
             "ONNX's own operators, or with a function of them for each"
         ) from error
-
-
-def fold(model: ModelProto, keep: Collection[str]) -> ModelProto:
-    """Return the model after ONNX Runtime's basic optimisations, which fold what depends on constants alone."""
-    onnx, ort = need("onnx", "build"), need("onnxruntime", "build")
-    outputs = [output.name for output in model.graph.output]
-    with scratch_folder() as folder, quiet():
-        path = folder / "folded.onnx"
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(path)
-        options.log_severity_level = 3
-        ort.InferenceSession(add_outputs(model, keep).SerializeToString(), options, providers=["CPUExecutionProvider"])
-        folded: ModelProto = onnx.load(str(path))
-    for output in [output for output in folded.graph.output if output.name not in outputs]:
-        folded.graph.output.remove(output)
-    used = {node.domain for node in all_nodes(folded.graph)}
-    for domain in [item for item in folded.opset_import if item.domain and item.domain not in used]:
-        folded.opset_import.remove(domain)
-    return folded
 
 
 def _converted(model: ModelProto, path: Path) -> ModelProto:

@@ -12,7 +12,7 @@ import numpy as np
 from edgekd.errors import ModelError, nearest
 from edgekd.gram.nest import TARGET, unflatten
 from edgekd.gram.npz import CARRIED_PREFIX, INPUT_PREFIX
-from edgekd.pipeline.onnx_import.states import state_shape
+from edgekd.pipeline.onnx_import.inputs import state_shape
 from edgekd.pipeline.onnx_import.targets import read_targets
 from edgekd.runtime.session import open_arrays, write_arrays
 from edgekd.stages.labels import UNLABELLED
@@ -158,7 +158,10 @@ def _key(path: Path, spec: TensorSpec, arrays: Mapping[str, Array], is_state: bo
             return key
     advice = nearest(spec.name, [key for key in arrays if key not in _EXTRAS])
     if is_state:  # then no other array is meant
-        advice = "; it looks like a state: give what it holds before each sample, zeros where that is how it starts"
+        advice = (
+            f"; it looks like a state: --state {spec.name}=OUTPUT says which output holds it after a step, to have it "
+            "carried; or give what it holds before each sample"
+        )
     raise ModelError(f"{path}: has no array for the model's input '{spec.name}', {spec}{advice}")
 
 

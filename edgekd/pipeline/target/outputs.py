@@ -9,9 +9,8 @@ import numpy as np
 from edgekd.errors import ModelError
 from edgekd.gram.npz import EMBEDDING_PREFIX, INPUT_PREFIX, answers_of, embeddings_of
 from edgekd.gram.probe import Probe, top1
-from edgekd.pipeline.target.steps import from_states, own_states
 from edgekd.runtime.backends.registry import AS_WRITTEN
-from edgekd.runtime.sequences import run_samples
+from edgekd.runtime.sequences import from_states, own_states, run_samples
 from edgekd.runtime.session import open_arrays
 from edgekd.runtime.verification import write_reference
 from edgekd.stages.artifacts import DEPLOY, PROBE_GRAPH

@@ -281,7 +281,8 @@ def test_outputs_that_are_no_tensors_are_left_out(tmp_path, import_):
 
 def test_a_state_is_no_modality(tmp_path, import_):
     imported = import_(graphs.recurrent(tmp_path / "m.onnx"), {"x": normal(4), "state": normal(1, 1, 5)})
-    assert list(imported.modalities) == ["y", "state_out"]
+    assert list(imported.modalities) == ["y"]
+    assert imported.exported.facts.modalities == ["x"]
 
 
 def test_labels_beyond_the_classes(tmp_path, import_):
@@ -296,5 +297,10 @@ def test_test_samples_of_another_size(tmp_path, import_):
 
 
 def test_a_missing_state(tmp_path, import_):
-    with pytest.raises(ModelError, match=r"input 'state', float32 \[1, state.1, 5\]; it looks like a state"):
-        import_(graphs.recurrent(tmp_path / "m.onnx"), X)
+    path = graphs.recurrent(tmp_path / "m.onnx")
+    with pytest.raises(
+        ModelError, match=r"input 'state', float32 \[1, state.1, 5\]; it looks like a state: --state state="
+    ):
+        import_(path, X, states={})
+    with pytest.raises(ModelError, match="the model carries a state, state, so samples are the steps of sequences"):
+        import_(path, X)

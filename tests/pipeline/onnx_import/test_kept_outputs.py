@@ -119,3 +119,12 @@ def test_a_build_ships_all_of_them_and_the_ledger_judges_each(tmp_path):
     for name in ("best", "height"):  # one number a sample has a dimension of its own
         np.testing.assert_allclose(found[name][:, 0], run_user(path, name, {"x": x[:5]}), rtol=1e-5)
     assert found["best"].dtype == np.int64
+
+
+def test_several_outputs_of_which_none_is_of_classes_are_built(tmp_path):
+    detector(tmp_path / "m.onnx")
+    np.savez(tmp_path / "samples.npz", x=np.random.default_rng(3).normal(size=(100, 4)).astype(np.float32))
+    given = recipe(tmp_path, outputs={"boxes": "custom", "height": "regression"})
+    given = msgspec.structs.replace(given, quantize=QuantizeConfig(precision="float32"))
+    report = build(given, "cpu", output=tmp_path / "out", cache=tmp_path / "cache")
+    assert list(report.targets[0].ledger.rows[-1].answers) == ["boxes", "height"]
