@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 #: Largest root mean square of a weight's rounding, in steps; that of rounding to the nearest is 0.29.
 _STEPS = 1.0
 _ROUNDING = "DynamicQuantizeLinear"
+_ONE = np.ones((1, 1))
 
 
 class _WrongWeight(ModelError):
@@ -61,13 +62,9 @@ def _first_not_finite(integers: ModelProto, floats: ModelProto, feeds: Sequence[
 
     It also runs the graph of integers.
     """
-    outputs, made = [value.name for value in floats.graph.output], producers(integers.graph)
-    read = {
-        node.input[0]: node.name
-        for node in reversed(integers.graph.node)
-        if node.op_type in _READERS and node.op_type != _ROUNDING
-    }
-    read = {made[x].input[0] if x in made and made[x].op_type == _ROUNDING else x: name for x, name in read.items()}
+    outputs, original = [value.name for value in floats.graph.output], {node.name: node for node in floats.graph.node}
+    layers = [node.name for node in integers.graph.node if node.op_type in _READERS and node.op_type != _ROUNDING]
+    read = {original[name].input[0]: name for name in reversed(layers)}
     if not read:
         return None
     tensors, names = list(read), list(read.values())
@@ -118,7 +115,7 @@ class _Reader:
         """Read MatMulInteger, whose weight is in steps of the scale that its result is multiplied by."""
         levels = self._value(node.input[1]).astype(np.float64) - self._value(node.input[3])
         scale = self._scale_of(node)
-        exact = self._check(node, 1, levels, scale)
+        exact = self._check(node, 1, levels, scale, self._factors(node))
         self._store((exact / scale).astype(np.float32), f"{node.name}:weight")
         return self._node("MatMul", [node.input[0], f"{node.name}:weight"], node.output, node.name)
 
@@ -132,7 +129,7 @@ class _Reader:
         scale = np.broadcast_to(scales[..., None], levels.shape)
         levels, scale = (x.reshape(given["N"], -1)[:, : given["K"]].T for x in (levels, scale))
         exact = self._check(node, 1, levels, scale)
-        self._store(exact, f"{node.name}:weight")
+        self._store(exact.astype(np.float32), f"{node.name}:weight")
         return self._node("MatMul", [node.input[0], f"{node.name}:weight"], node.output, node.name)
 
     def lstm(self, node: NodeProto) -> NodeProto:
@@ -144,10 +141,17 @@ class _Reader:
             spread = [*steps.shape, *[1] * (3 - steps.ndim)]
             exact = self._check(node, index, levels - zeros.reshape(spread), steps.reshape(spread))
             inputs[index] = f"{node.name}:weight{index}"
-            self._store(exact, inputs[index])
+            self._store(exact.astype(np.float32), inputs[index])
         read = self._node("LSTM", inputs, node.output, node.name)
         read.attribute.extend(node.attribute)
         return read
+
+    def _factors(self, node: NodeProto) -> Array:
+        """Return the factors [inputs, 1] that the channels of an activation are multiplied by before it is rounded."""
+        given, original = self._made[node.input[0]].input[0], self._floats[node.name].input[0]
+        if given == original:
+            return _ONE
+        return self._value(self._made[given].input[1]).astype(np.float64)[:, None]
 
     def _scale_of(self, node: NodeProto) -> Array:
         """Return the stored factor of the product that the sums of a MatMulInteger are multiplied by."""
@@ -157,14 +161,23 @@ class _Reader:
         steps = self._made[next(name for name in multiply.input if name != cast.output[0])]
         return self._value(next(name for name in steps.input if name in self._stored)).astype(np.float64)
 
-    def _check(self, node: NodeProto, index: int, levels: Array, scale: Array) -> Array:
-        """Return the float graph's weight for a node, as the levels lie, which must be that weight rounded."""
+    def _check(self, node: NodeProto, index: int, levels: Array, scale: Array, factors: Array = _ONE) -> Array:
+        """Return the float graph's weight for a node, as the levels lie, which must be that weight rounded.
+
+        Args:
+            node: The node.
+            index: The index of the weight among its inputs.
+            levels: The levels of the weight.
+            scale: Their scale, which is broadcast.
+            factors: What the activation is multiplied by, and the weight is divided by in return.
+        """
         original = self._floats[node.name]
         exact = self._helper.to_array(self._exact[original.input[index]])
         if original.op_type == "Gemm" and any(item.name == "transB" and item.i for item in original.attribute):
             exact = exact.T
-        if exact.shape != levels.shape:
+        if exact.shape != levels.shape or len(factors) not in (1, len(exact)):
             raise _WrongWeight(Difference(node.name, f"its weight is {list(levels.shape)}, not {list(exact.shape)}"))
+        exact = exact / factors
         steps = float(np.sqrt(np.mean(np.square(levels - exact / scale)))) if exact.size else 0.0
         if not steps <= _STEPS:
             raise _WrongWeight(Difference(node.name, f"its weight is {steps:.3g} steps off"))

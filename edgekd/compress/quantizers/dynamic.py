@@ -10,11 +10,12 @@ from edgekd.compress.graph import drop_unread, initializers, save
 from edgekd.compress.quantizers.levels import LARGEST, to_levels
 from edgekd.compress.quantizers.names import Names
 from edgekd.compress.quantizers.quantizer import ONNX_RUNTIME, Quantizer
+from edgekd.compress.quantizers.smoothing import find_factors
 from edgekd.compress.stored_layers import is_stored_lstm, is_stored_matrix, is_transposed, read_matrix
 from edgekd.files import need
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from onnx import ModelProto, NodeProto
@@ -28,23 +29,25 @@ if TYPE_CHECKING:
 _FEWEST = 150_000
 
 
-def write(prepared: Path, _samples: CalibrationSamples, scheme: Scheme, work: Path, floats: Collection[str]) -> Path:
+def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Path, floats: Collection[str]) -> Path:
     """Write a float graph whose products with stored matrices are of integers, and return the file.
 
     MatMul, Gemm and LSTM nodes are rewritten. An activation is rounded to uint8 over its own extremes, by
-    DynamicQuantizeLinear; weights have a scale for each output channel where the scheme says so. Since a range is that
-    of the whole tensor, the graph takes one sample at a time: in a batch a sample's result would depend on the others.
+    DynamicQuantizeLinear; weights have a scale for each output channel where the scheme says so. Activations whose
+    channels are of unlike magnitude are multiplied by factors first, where that brings the products closer. Since a
+    range is that of the whole tensor, the graph takes one sample at a time: in a batch a sample's result would depend
+    on the others.
 
     Args:
         prepared: The float graph, its constants folded.
-        _samples: Not read: no range is stored.
+        samples: The samples that show which channels of an activation are large, one at a time; no range is stored.
         scheme: Whether weights have a scale for each channel, and their range.
         work: A folder for the result.
         floats: Names of the nodes that stay float.
     """
     onnx = need("onnx", "build")
     model = onnx.load(str(prepared))
-    rewriter = _Rewriter(model, scheme)
+    rewriter = _Rewriter(model, scheme, find_factors(model, samples, scheme, floats))
     nodes = [made for node in model.graph.node for made in rewriter.rewrite(node, node.name in floats)]
     model.graph.ClearField("node")
     model.graph.node.extend(nodes)
@@ -71,12 +74,12 @@ def _take_one_sample(model: ModelProto) -> None:
 class _Rewriter:
     """Rewrites the nodes of a graph one by one, in its order."""
 
-    def __init__(self, model: ModelProto, scheme: Scheme) -> None:
+    def __init__(self, model: ModelProto, scheme: Scheme, factors: Mapping[str, Array]) -> None:
         self._onnx = need("onnx", "build")
-        self._graph, self._scheme = model.graph, scheme
+        self._graph, self._scheme, self._factors = model.graph, scheme, factors
         self._names, self._stored = Names(model.graph), initializers(model.graph)
         self._rounded: dict[str, tuple[str, str, str]] = {}
-        self._weights: dict[tuple[str, bool], tuple[str, str, str]] = {}
+        self._weights: dict[tuple[str, bool, str], tuple[str, str, str]] = {}
 
     def rewrite(self, node: NodeProto, keep: bool) -> list[NodeProto]:
         """Return the nodes that compute what one node does."""
@@ -93,7 +96,12 @@ class _Rewriter:
         if x not in self._rounded:
             rounded = self._new(x, "rounded"), self._new(x, "step"), self._new(x, "zero")
             self._rounded[x] = rounded
-            nodes.append(self._node("DynamicQuantizeLinear", [x], *rounded))
+            smooth = x
+            if x in self._factors:
+                smooth, stored = self._new(x, "smooth"), self._new(x, "factors")
+                self._graph.initializer.append(self._onnx.numpy_helper.from_array(self._factors[x], stored))
+                nodes.append(self._node("Mul", [x, stored], smooth))
+            nodes.append(self._node("DynamicQuantizeLinear", [smooth], *rounded))
         levels, step, zero = self._rounded[x]
         result, has_bias = node.output[0], len(node.input) > 2
         summed, cast, both = (self._new(result, part) for part in ("sums", "single", "steps"))
@@ -110,9 +118,11 @@ class _Rewriter:
 
     def _weight(self, node: NodeProto) -> tuple[str, str, str]:
         """Return the levels [inputs, outputs] of a node's weight, their scale and their zero point."""
-        key = node.input[1], is_transposed(node)
+        x = node.input[0]
+        key = node.input[1], is_transposed(node), x if x in self._factors else ""
         if key not in self._weights:
             matrix = read_matrix(node, self._stored)
+            matrix = matrix / self._factors[x][:, None] if x in self._factors else matrix
             levels, scale = to_levels(matrix, 0 if self._scheme.per_channel else None, self._largest)
             scale = scale.reshape(-1) if self._scheme.per_channel else scale.reshape(())
             self._weights[key] = self._store(node.input[1], np.ascontiguousarray(levels), scale)

@@ -10,6 +10,7 @@ from onnx_graphs import graph, node, random, stored
 from edgekd.compress import quantize
 from edgekd.compress.oracles.integers import first_miswritten
 from edgekd.compress.quantizers.dynamic import write as write_dynamic
+from edgekd.compress.ranges import CalibrationSamples
 from edgekd.compress.variants import CandidateSpec
 from edgekd.config.recipe import QuantizeConfig
 from edgekd.config.target import Calibration, Scheme, read_target
@@ -172,6 +173,44 @@ def test_a_matrix_that_two_layers_share_is_stored_once(tmp_path, quantizer):
     assert sum("_levels" in item.name for item in found.graph.initializer) == 2
 
 
+def uneven():
+    """Return two layers of which the first reads channels that a normalisation makes a hundred times larger."""
+    gain = np.where(np.arange(32) % 8 == 3, 100.0, 1.0)
+    weight = random(32, 32) / gain[:, None]
+    tensors = stored(gain=gain, shift=np.zeros(32), w=weight, e=random(32, 32), v=random(32, 32), out=random(32, 3))
+    nodes = [
+        node("MatMul", ["x", "e"], ["h"], name="embed"),
+        node("LayerNormalization", ["h", "gain", "shift"], ["n"], name="norm"),
+        node("MatMul", ["n", "w"], ["a"], name="first"),
+        node("MatMul", ["n", "w"], ["b"], name="same weight"),
+        node("Add", ["a", "b"], ["both"]),
+        node("Tanh", ["both"], ["t"]),
+        node("MatMul", ["t", "v"], ["u"], name="even"),
+        node("MatMul", ["u", "out"], ["y"], name="last"),
+    ]
+    return graph(nodes, {"x": [32]}, tensors)
+
+
+def test_channels_that_are_larger_than_others_are_brought_down_before_they_are_rounded(tmp_path, monkeypatch):
+    model = uneven()
+    onnx.save(model, tmp_path / "model.onnx")
+    x = np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
+    np.savez(tmp_path / "samples.npz", ids=np.arange(32), **{"input.x": x})
+
+    def error():
+        spec = CandidateSpec("int8", "dynamic")
+        quantize.run(spec, tmp_path / "model.onnx", tmp_path / "samples.npz", SCHEME, CALIBRATION, tmp_path)
+        found = onnx.load(tmp_path / "int8-dynamic" / "deploy.onnx")
+        rows = [np.square(run(found, {"x": row})["y"] - run(model, {"x": row})["y"]).sum() for row in x[:, None]]
+        return found, sum(rows)
+
+    found, smoothed = error()
+    multiplied = [item.input[0] for item in found.graph.node if item.op_type == "Mul" and "factors" in item.input[1]]
+    assert "n" in multiplied
+    monkeypatch.setattr("edgekd.compress.quantizers.dynamic.find_factors", lambda *_: {})
+    assert 3 * smoothed < error()[1]
+
+
 def spoiled(model, change):
     """Return a dynamic graph after a change of the stored tensors whose names begin with ``wq``."""
     spoilt = onnx.ModelProto()
@@ -191,8 +230,10 @@ def dynamic(tmp_path):
     del head[0].attribute[:]  # alpha, which is folded before
     head[0].attribute.append(onnx.helper.make_attribute("transB", 1))
     onnx.save(model, tmp_path / "prepared.onnx")
-    written = onnx.load(write_dynamic(tmp_path / "prepared.onnx", None, SCHEME, tmp_path, ()))
     feeds = feeds_of(model)
+    np.savez(tmp_path / "samples.npz", ids=np.arange(32), **{f"input.{name}": x for name, x in feeds.items()})
+    samples = CalibrationSamples(tmp_path / "samples.npz", CALIBRATION).one_by_one()
+    written = onnx.load(write_dynamic(tmp_path / "prepared.onnx", samples, SCHEME, tmp_path, ()))
     return written, model, [{name: x[:1] for name, x in feeds.items()}]
 
 
