@@ -90,12 +90,15 @@ def _groups(model: ModelProto) -> list[_Group]:
     """Return the activations that layers with stored weights of their own read, in the order of the graph."""
     graph, stored, made = model.graph, initializers(model.graph), producers(model.graph)
     read = Counter(name for node in graph.node for name in node.input)
+    single = need("onnx", "build").TensorProto.FLOAT
     layers: dict[str, list[NodeProto]] = defaultdict(list)
     for node in graph.node:
         if node.op_type not in ("MatMul", "Gemm", "Conv") or node.input[0] not in made or _attribute(node, "transA"):
             continue
         weight = stored.get(node.input[1])
-        if weight is not None and read[weight.name] == 1 and (node.op_type == "Conv" or len(weight.dims) == 2):
+        if weight is None or weight.data_type != single or read[weight.name] > 1:
+            continue
+        if node.op_type == "Conv" or len(weight.dims) == 2:
             layers[node.input[0]].append(node)
     groups = [_Group(tensor, tuple(nodes)) for tensor, nodes in layers.items()]
     return [group for group in groups if len({node.op_type == "Conv" for node in group.layers}) == 1]
@@ -179,12 +182,13 @@ class _Writer:
 
     def _gives(self, node: NodeProto, index: int, channels: int) -> bool:
         """Whether a node's input is stored and has one value, or one row or column of weights, for each channel."""
-        if node.input[index] not in self._stored:
+        tensor = self._stored.get(node.input[index])
+        if tensor is None or tensor.data_type != self._onnx.TensorProto.FLOAT:
             return False
-        dims = list(self._stored[node.input[index]].dims)
+        dims = list(tensor.dims)
         if len(dims) < 2 or index != 1:
             return dims == [channels]
-        return dims[0 if node.op_type == "Conv" or _attribute(node, "transB") else -1] == channels
+        return bool(dims[0 if node.op_type == "Conv" or _attribute(node, "transB") else -1] == channels)
 
     def _insert(self, group: _Group, inverse: Doubles) -> None:
         factor, divided = self._names.tensor(f"{group.tensor}_factor"), self._names.tensor(f"{group.tensor}_smooth")
@@ -230,7 +234,8 @@ def _times(node: NodeProto, weight: Doubles, factors: Doubles) -> Doubles:
 
 def _positive(magnitudes: Doubles) -> Doubles:
     """Return magnitudes of channels, none of them so small that a division by it would tell of nothing but noise."""
-    return np.maximum(magnitudes, max(_LEAST * float(np.median(magnitudes)), np.finfo(np.float32).tiny))
+    least = max(_LEAST * float(np.median(magnitudes)), float(np.finfo(np.float32).tiny))
+    return np.maximum(magnitudes, least)
 
 
 def _attribute(node: NodeProto, name: str, default: int = 0) -> int:

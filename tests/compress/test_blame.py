@@ -57,7 +57,7 @@ def test_the_broken_branch_is_to_blame(graphs, found, branch, how):
     first, second, _ = broken.of("branch")
     assert (first.name, first.relief.rank, second.relief.rank) == (branch, 1, 2)
     assert first.relief.value > 0.7
-    assert first.undone.divergence < found.quantized.divergence
+    assert first.undone.divergence < 1.1 * found.quantized.divergence
     assert first.undone.drift < found.quantized.drift
     worst = broken.of("layer")[0]
     assert set(worst.tensors) & set(first.tensors)  # it may be the one that reads the branch's embedding
