@@ -42,7 +42,7 @@ _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "Identity"})
 
 
 @dataclass(frozen=True)
-class _Group:
+class _OutlierReaders:
     """The layers that read one activation, each with weights of its own.
 
     Attributes:
@@ -73,7 +73,7 @@ def smooth(floats: ModelProto, samples: Iterable[Feeds]) -> tuple[ModelProto, tu
     model = copy(floats)
     groups = _groups(model)
     ranges = _channel_magnitudes(model, groups, samples) if groups else {}
-    writer = _Writer(model)
+    writer = _Smoother(model)
     smoothed = []
     for group in groups:
         magnitudes = ranges.get(group.tensor)
@@ -86,7 +86,7 @@ def smooth(floats: ModelProto, samples: Iterable[Feeds]) -> tuple[ModelProto, tu
     return model, tuple(smoothed)
 
 
-def _groups(model: ModelProto) -> list[_Group]:
+def _groups(model: ModelProto) -> list[_OutlierReaders]:
     """Return the activations that layers with stored weights of their own read, in the order of the graph."""
     graph, stored, made = model.graph, initializers(model.graph), producers(model.graph)
     read = Counter(name for node in graph.node for name in node.input)
@@ -100,11 +100,13 @@ def _groups(model: ModelProto) -> list[_Group]:
             continue
         if node.op_type == "Conv" or len(weight.dims) == 2:
             layers[node.input[0]].append(node)
-    groups = [_Group(tensor, tuple(nodes)) for tensor, nodes in layers.items()]
+    groups = [_OutlierReaders(tensor, tuple(nodes)) for tensor, nodes in layers.items()]
     return [group for group in groups if len({node.op_type == "Conv" for node in group.layers}) == 1]
 
 
-def _channel_magnitudes(model: ModelProto, groups: Sequence[_Group], samples: Iterable[Feeds]) -> dict[str, Doubles]:
+def _channel_magnitudes(
+    model: ModelProto, groups: Sequence[_OutlierReaders], samples: Iterable[Feeds]
+) -> dict[str, Doubles]:
     """Return the largest magnitude of each channel of the groups' activations, of those that are finite."""
     names = [group.tensor for group in groups]
     session = open_at(model, names, threads=0)
@@ -120,7 +122,7 @@ def _channel_magnitudes(model: ModelProto, groups: Sequence[_Group], samples: It
     return {name: x for name, x in found.items() if np.isfinite(x).all()}
 
 
-class _Writer:
+class _Smoother:
     """Divides activations of a graph, and multiplies weights, in place."""
 
     def __init__(self, model: ModelProto) -> None:
@@ -130,7 +132,7 @@ class _Writer:
         self._readers = Counter(name for node in model.graph.node for name in reads(node))
         self._outputs = {value.name for value in model.graph.output}
 
-    def divide(self, group: _Group, magnitudes: Doubles) -> bool:
+    def divide(self, group: _OutlierReaders, magnitudes: Doubles) -> bool:
         """Divide the channels of a group's activation by factors that its weights take up; return whether it can.
 
         Args:
@@ -154,7 +156,7 @@ class _Writer:
             self._store(node, index, value / factors.reshape(shape))
         return True
 
-    def _makers(self, group: _Group, channels: int) -> list[tuple[NodeProto, int]] | None:
+    def _makers(self, group: _OutlierReaders, channels: int) -> list[tuple[NodeProto, int]] | None:
         """Return the stored inputs, as nodes and indices, that make the channels of a group's activation.
 
         Returns:
@@ -190,7 +192,7 @@ class _Writer:
             return dims == [channels]
         return bool(dims[0 if node.op_type == "Conv" or _attribute(node, "transB") else -1] == channels)
 
-    def _insert(self, group: _Group, inverse: Doubles) -> None:
+    def _insert(self, group: _OutlierReaders, inverse: Doubles) -> None:
         factor, divided = self._names.tensor(f"{group.tensor}_factor"), self._names.tensor(f"{group.tensor}_smooth")
         self._graph.initializer.append(self._onnx.numpy_helper.from_array(inverse.astype(np.float32), factor))
         node = self._onnx.helper.make_node("Mul", [group.tensor, factor], [divided], name=divided)
