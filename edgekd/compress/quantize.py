@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from edgekd.compress.graph import save
@@ -16,6 +17,7 @@ from edgekd.compress.quantizers.names import Names
 from edgekd.compress.quantizers.prepare import open_samples, refusals
 from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.compress.quantizers.smoothed import write_nearest
+from edgekd.compress.quantizers.write import write_quantized
 from edgekd.compress.range_search import SAMPLES, shrink_ranges
 from edgekd.compress.ranges import CalibrationSamples
 from edgekd.compress.rounding import reconstruct
@@ -150,7 +152,8 @@ def run(
             Names(graph.graph).vacate()  # its conversion gives names too
         return _write_same(graph, spec, chunks, scheme, folder / spec.name)
     with scratch_folder(folder) as work, quiet():
-        written = write_nearest(find_quantizer(spec.quantizer), model, chunks, scheme, work)
+        write = partial(write_quantized, find_quantizer(spec.quantizer))
+        written = write_nearest(write, model, chunks, scheme, work)
         graph, floats = (onnx.load(str(path)) for path in (written.path, written.path.parent / PREPARED))
         if not count_quantized(graph)[0]:
             operators = ", ".join(scheme.operators)

@@ -42,7 +42,7 @@ _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "Identity"})
 
 
 @dataclass(frozen=True)
-class _Group:
+class _OutlierReaders:
     """The layers that read one activation, each with weights of its own.
 
     Attributes:
@@ -73,7 +73,7 @@ def smooth(floats: ModelProto, samples: Iterable[Feeds]) -> tuple[ModelProto, tu
     model = copy(floats)
     groups = _groups(model)
     ranges = _channel_magnitudes(model, groups, samples) if groups else {}
-    writer = _Writer(model)
+    writer = _Smoother(model)
     smoothed = []
     for group in groups:
         magnitudes = ranges.get(group.tensor)
@@ -86,22 +86,27 @@ def smooth(floats: ModelProto, samples: Iterable[Feeds]) -> tuple[ModelProto, tu
     return model, tuple(smoothed)
 
 
-def _groups(model: ModelProto) -> list[_Group]:
+def _groups(model: ModelProto) -> list[_OutlierReaders]:
     """Return the activations that layers with stored weights of their own read, in the order of the graph."""
     graph, stored, made = model.graph, initializers(model.graph), producers(model.graph)
     read = Counter(name for node in graph.node for name in node.input)
+    single = need("onnx", "build").TensorProto.FLOAT
     layers: dict[str, list[NodeProto]] = defaultdict(list)
     for node in graph.node:
         if node.op_type not in ("MatMul", "Gemm", "Conv") or node.input[0] not in made or _attribute(node, "transA"):
             continue
         weight = stored.get(node.input[1])
-        if weight is not None and read[weight.name] == 1 and (node.op_type == "Conv" or len(weight.dims) == 2):
+        if weight is None or weight.data_type != single or read[weight.name] > 1:
+            continue
+        if node.op_type == "Conv" or len(weight.dims) == 2:
             layers[node.input[0]].append(node)
-    groups = [_Group(tensor, tuple(nodes)) for tensor, nodes in layers.items()]
+    groups = [_OutlierReaders(tensor, tuple(nodes)) for tensor, nodes in layers.items()]
     return [group for group in groups if len({node.op_type == "Conv" for node in group.layers}) == 1]
 
 
-def _channel_magnitudes(model: ModelProto, groups: Sequence[_Group], samples: Iterable[Feeds]) -> dict[str, Doubles]:
+def _channel_magnitudes(
+    model: ModelProto, groups: Sequence[_OutlierReaders], samples: Iterable[Feeds]
+) -> dict[str, Doubles]:
     """Return the largest magnitude of each channel of the groups' activations, of those that are finite."""
     names = [group.tensor for group in groups]
     session = open_at(model, names, threads=0)
@@ -117,7 +122,7 @@ def _channel_magnitudes(model: ModelProto, groups: Sequence[_Group], samples: It
     return {name: x for name, x in found.items() if np.isfinite(x).all()}
 
 
-class _Writer:
+class _Smoother:
     """Divides activations of a graph, and multiplies weights, in place."""
 
     def __init__(self, model: ModelProto) -> None:
@@ -127,7 +132,7 @@ class _Writer:
         self._readers = Counter(name for node in model.graph.node for name in reads(node))
         self._outputs = {value.name for value in model.graph.output}
 
-    def divide(self, group: _Group, magnitudes: Doubles) -> bool:
+    def divide(self, group: _OutlierReaders, magnitudes: Doubles) -> bool:
         """Divide the channels of a group's activation by factors that its weights take up; return whether it can.
 
         Args:
@@ -151,7 +156,7 @@ class _Writer:
             self._store(node, index, value / factors.reshape(shape))
         return True
 
-    def _makers(self, group: _Group, channels: int) -> list[tuple[NodeProto, int]] | None:
+    def _makers(self, group: _OutlierReaders, channels: int) -> list[tuple[NodeProto, int]] | None:
         """Return the stored inputs, as nodes and indices, that make the channels of a group's activation.
 
         Returns:
@@ -179,14 +184,15 @@ class _Writer:
 
     def _gives(self, node: NodeProto, index: int, channels: int) -> bool:
         """Whether a node's input is stored and has one value, or one row or column of weights, for each channel."""
-        if node.input[index] not in self._stored:
+        tensor = self._stored.get(node.input[index])
+        if tensor is None or tensor.data_type != self._onnx.TensorProto.FLOAT:
             return False
-        dims = list(self._stored[node.input[index]].dims)
+        dims = list(tensor.dims)
         if len(dims) < 2 or index != 1:
             return dims == [channels]
-        return dims[0 if node.op_type == "Conv" or _attribute(node, "transB") else -1] == channels
+        return bool(dims[0 if node.op_type == "Conv" or _attribute(node, "transB") else -1] == channels)
 
-    def _insert(self, group: _Group, inverse: Doubles) -> None:
+    def _insert(self, group: _OutlierReaders, inverse: Doubles) -> None:
         factor, divided = self._names.tensor(f"{group.tensor}_factor"), self._names.tensor(f"{group.tensor}_smooth")
         self._graph.initializer.append(self._onnx.numpy_helper.from_array(inverse.astype(np.float32), factor))
         node = self._onnx.helper.make_node("Mul", [group.tensor, factor], [divided], name=divided)
@@ -230,7 +236,8 @@ def _times(node: NodeProto, weight: Doubles, factors: Doubles) -> Doubles:
 
 def _positive(magnitudes: Doubles) -> Doubles:
     """Return magnitudes of channels, none of them so small that a division by it would tell of nothing but noise."""
-    return np.maximum(magnitudes, max(_LEAST * float(np.median(magnitudes)), np.finfo(np.float32).tiny))
+    least = max(_LEAST * float(np.median(magnitudes)), float(np.finfo(np.float32).tiny))
+    return np.maximum(magnitudes, least)
 
 
 def _attribute(node: NodeProto, name: str, default: int = 0) -> int:

@@ -1,5 +1,7 @@
 """Outlier channels move into the weights: the float network stays, and INT8 comes nearer to it."""
 
+from functools import partial
+
 import numpy as np
 import onnx
 import pytest
@@ -9,6 +11,7 @@ from onnx_graphs import error, graph, node, random, samples, stored
 from edgekd.compress.quantizers.prepare import open_samples
 from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.compress.quantizers.smoothed import write_nearest
+from edgekd.compress.quantizers.write import write_quantized
 from edgekd.compress.smooth import smooth
 from edgekd.config.target import Calibration
 
@@ -51,7 +54,9 @@ def written(model, folder, quantizer="qdq"):
     feeds = samples(model, folder)
     calibration = Calibration(description="", ranges="minmax", samples=48)
     chunks = open_samples(folder / "model.onnx", folder / "samples.npz", calibration)
-    found = write_nearest(find_quantizer(quantizer), folder / "model.onnx", chunks, USUAL, folder)
+    found = write_nearest(
+        partial(write_quantized, find_quantizer(quantizer)), folder / "model.onnx", chunks, USUAL, folder
+    )
     return onnx.load(found.path), onnx.load(found.path.parent / "prepared.onnx"), found.notes, feeds
 
 

@@ -10,39 +10,47 @@ import numpy as np
 from edgekd.compress.graph import open_at, save
 from edgekd.compress.oracles.fused import relative_error
 from edgekd.compress.oracles.identity import first_difference, run_few
-from edgekd.compress.quantizers.write import write_quantized
 from edgekd.compress.smooth import smooth
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.stages.artifacts import PREPARED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from onnx import ModelProto
 
-    from edgekd.compress.quantizers.quantizer import Quantizer
     from edgekd.compress.quantizers.write import QuantizedGraph
     from edgekd.compress.ranges import CalibrationSamples
     from edgekd.config.target import Scheme
     from edgekd.runtime.session import Feeds
+
+    Write = Callable[[Path, CalibrationSamples, Scheme, Path], QuantizedGraph]
 
 #: Samples on which outliers are looked for, and on which the two graphs are compared.
 _SAMPLES = 16
 _SMOOTH = "smooth.onnx"
 
 
-def write_nearest(
-    quantizer: Quantizer, model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path
-) -> QuantizedGraph:
+def write_nearest(write: Write, model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path) -> QuantizedGraph:
     """Write the QDQ graph of a float graph, with outlier channels smoothed where that is nearer to the float graph.
 
-    The arguments, and what else is raised, are those of :func:`~edgekd.compress.quantizers.write.write_quantized`. The
-    float graph that was quantized lies beside the file that is returned. A smoothed graph that computes something
+    The float graph that was quantized lies beside the file that is returned. A smoothed graph that computes something
     else than the float graph, or that the quantizer refuses, is left out with a note.
+
+    Args:
+        write: Writes the QDQ graph of a float graph's file, as
+            :func:`~edgekd.compress.quantizers.write.write_quantized` does with a quantizer.
+        model: The float graph.
+        samples: The samples that ranges are found on, and how.
+        scheme: How the target wants INT8.
+        work: An existing folder for the files.
+
+    Raises:
+        ModelError: The graph cannot be quantized as it is.
     """
-    plain = write_quantized(quantizer, model, samples, scheme, work)
+    plain = write(model, samples, scheme, work)
     onnx = need("onnx", "build")
     floats = onnx.load(str(work / PREPARED))
     few = list(samples.fewer(_SAMPLES))
@@ -57,7 +65,7 @@ def write_nearest(
     folder.mkdir()
     save(smoothed, work / _SMOOTH)
     try:
-        other = write_quantized(quantizer, work / _SMOOTH, samples, scheme, folder)
+        other = write(work / _SMOOTH, samples, scheme, folder)
     except ModelError as error:
         return replace(plain, notes=(*plain.notes, f"outlier channels are not smoothed: {error}"))
     errors = [_error(onnx.load(str(written.path)), floats, few) for written in (plain, other)]

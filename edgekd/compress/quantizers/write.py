@@ -13,6 +13,7 @@ from edgekd.compress.quantizers.kept import read_float, with_limits
 from edgekd.compress.quantizers.masked import leave_float, survey
 from edgekd.compress.quantizers.prepare import QuantizerRefusal, prepare, refusals
 from edgekd.compress.quantizers.raw import raw_nodes
+from edgekd.compress.quantizers.stored import quantize_stored
 from edgekd.compress.quantizers.units import unlike_layers
 from edgekd.errors import ModelError
 from edgekd.files import need, quiet
@@ -128,6 +129,7 @@ class _Attempts:
             path = quantizer.write(self.work / PREPARED, samples, self.scheme, self.work, left)
             graph = need("onnx", "build").load(str(path))
             sort_nodes(graph.graph)
+            quantize_stored(graph)
             unquantize_outputs(graph, self.floats)
             read_float(graph, self.floats, left)
             graph = drop_idle(graph, self.floats, self.scheme.operators, left)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnxruntime.quantization as ort_quantization
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from onnx_graphs import SYMMETRIC, USUAL, error, graph, int8_layers, node, quant
 
 from edgekd.compress.quantizers.quantizer import Quantizer
 from edgekd.compress.quantizers.registry import find_quantizer
+from edgekd.compress.ranges import find_ranges
 from edgekd.errors import ModelError
 
 W, V, B, C = random(8, 8), random(8, 3), random(8, seed=1), random(3, seed=1)
@@ -455,3 +457,30 @@ def test_a_network_that_ends_in_a_relu_gives_no_negative_numbers(tmp_path):
     assert (notes, int8_layers(qdq)) == ((), ["layer"])
     assert (exact.min(), found.min()) == (0, 0)
     assert error(exact, found) < 0.05
+
+
+def _with_pairs_of_weights(prepared, samples, scheme, work, floats):
+    """Quantize as ONNX Runtime does where it leaves weights float, each behind a QuantizeLinear."""
+    ranges, quantized, cache = find_ranges(prepared, samples, scheme), work / "pairs.onnx", work / "pairs.json"
+    ort_quantization.calibrate.save_tensors_data(ranges, cache)
+    ort_quantization.quantize_static(
+        str(prepared), str(quantized), None, calibration_cache_path=str(cache), nodes_to_exclude=sorted(floats),
+        op_types_to_quantize=scheme.operators, per_channel=True, calibrate_method=ranges.calibration_method,
+        extra_options={"AddQDQPairToWeight": True},
+    )  # fmt: skip
+    return quantized
+
+
+def test_weights_behind_a_quantize_linear_are_stored_in_int8(tmp_path):
+    nodes = [node("Gemm", ["x", "v", "b"], ["h"], name="first"), node("MatMul", ["h", "w"], ["y"], name="head")]
+    model = graph(nodes, {"x": [8]}, stored(v=random(8, 8), b=random(8), w=random(8, 3)))
+    qdq, notes, feeds = quantize(
+        model, tmp_path / "work", quantizer=Quantizer("pairs", "pairs", _with_pairs_of_weights)
+    )
+    assert not notes
+    assert int8_layers(qdq) == ["first", "head"]
+    kinds = {tensor.name: tensor.data_type for tensor in qdq.graph.initializer}
+    made = {name: item for item in qdq.graph.node for name in item.output}
+    weights = [made[item.input[1]].input[0] for item in qdq.graph.node if item.name in ("first", "head")]
+    assert {kinds[name] for name in weights} == {TensorProto.INT8}
+    assert error(run(model, feeds)["y"], run(qdq, feeds)["y"]) < 0.05
