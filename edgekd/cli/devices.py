@@ -119,10 +119,14 @@ class Measurement:
     sustained_s: float | None
 
     def settings(self) -> ProfileConfig:
-        """Return the same as a recipe's section ``[profile]``; a number of inferences that is asked for has no limit."""
-        asked = {} if self.iterations is None else {"iterations": self.iterations, "limit_s": 0}
+        """Return the same as a recipe's section ``[profile]``; inferences that are asked for have no limit."""
+        usual = edgekd.ProfileConfig()
         return edgekd.ProfileConfig(
-            threads=self.threads, rate_hz=self.rate_hz, sustained_s=self.sustained_s or 0, **asked
+            threads=self.threads,
+            iterations=self.iterations or usual.iterations,
+            limit_s=0 if self.iterations else usual.limit_s,
+            rate_hz=self.rate_hz,
+            sustained_s=self.sustained_s or 0,
         )
 
 
