@@ -114,15 +114,17 @@ class Measurement:
     """The options of what ``edgekd profile`` measures, as click passes them."""
 
     threads: int
-    iterations: int
+    iterations: int | None
     rate_hz: float | None
     sustained_s: float | None
 
     def settings(self) -> ProfileConfig:
-        """Return the same as a recipe's section ``[profile]``."""
+        """Return the same as a recipe's section ``[profile]``; inferences that are asked for have no limit."""
+        usual = edgekd.ProfileConfig()
         return edgekd.ProfileConfig(
             threads=self.threads,
-            iterations=self.iterations,
+            iterations=self.iterations or usual.iterations,
+            limit_s=0 if self.iterations else usual.limit_s,
             rate_hz=self.rate_hz,
             sustained_s=self.sustained_s or 0,
         )
@@ -132,7 +134,7 @@ class Measurement:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @runtime_option
 @click.option("--threads", type=THREADS, default=1, show_default=True, help="Threads of one inference.")
-@click.option("--iterations", type=ITERATIONS, default=2000, show_default=True, help="Timed inferences.")
+@click.option("--iterations", type=ITERATIONS, help="Timed inferences [default: 2000, fewer beyond 2 min].")
 @click.option(
     "--device",
     "devices",

@@ -15,7 +15,7 @@ from edgekd.compress.layers import find_layers, store, write_bias
 from edgekd.compress.walk import Walk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from onnx import ModelProto
 
@@ -28,6 +28,8 @@ _ROUNDS = 20
 _PLACES = 64
 #: Largest number of inputs of an output; a layer with more keeps its weights, for second moments take 8 bytes a pair.
 _MOST_INPUTS = 2304
+#: Depths of layers that make good what those before them left, at most.
+_MENDING = 16
 #: Inputs of a layer whose gradients are kept up with each step.
 _BLOCK = 32
 #: Largest size of the activations that are kept from one depth of layers to the next, of each of the two graphs.
@@ -53,8 +55,9 @@ def reconstruct(
     is sought by coordinate descent from the nearest levels: each level in turn is set to its optimum given the others,
     so that the sum never grows (Behdin et al., "QuantEase: Optimization-based Quantization for Language Models", arXiv
     2309.01885, has the first term, with x = z). Then the bias takes up the mean error, which is why the means do not
-    count; where there is no bias they do. Layers come in the order of their depth, so that each makes good what those
-    before it left.
+    count; where there is no bias they do. Layers come in the order of their depth, so that each can make good what
+    those before it left. Where there are many depths only some do, evenly spread, and for the others x = z: at each it
+    gains nothing, and is more work.
 
     Args:
         qdq: The QDQ graph.
@@ -70,9 +73,12 @@ def reconstruct(
     depths = sorted({layer.depth for layer in layers})
     stages = [[layer for layer in layers if layer.depth == depth] for depth in depths]
     rounded = Walk(qdq, samples, [[layer.source for layer in stage] for stage in stages], _KEPT_BYTES)
-    exact = Walk(floats, samples, [[layer.exact for layer in stage] for stage in stages], _KEPT_BYTES)
+    mending = {group[0] for group in np.array_split(depths, min(_MENDING, len(depths)))} if depths else set()
+    exact_stages = [[layer.exact for layer in stage] for stage in stages if stage[0].depth in mending]
+    exact = iter(Walk(floats, samples, exact_stages, _KEPT_BYTES))
     done = 0
-    for stage, inputs, targets in zip(stages, rounded, exact, strict=True):
+    for stage, inputs in zip(stages, rounded, strict=True):
+        targets = next(exact) if stage[0].depth in mending else None
         for layer, moments in zip(stage, _moments(stage, inputs, targets), strict=True):
             _rewrite(qdq, layer, moments, largest)
             done += 1
@@ -113,13 +119,16 @@ class LayerMoments:
 
     def add(self, z: Array, x: Array) -> None:
         """Add patches of both inputs [G, n, K]."""
-        z, x = (np.subtract(part, self.center, dtype=np.float32, casting="same_kind") for part in (z, x))
+        same = x is z
+        z = np.subtract(z, self.center, dtype=np.float32, casting="same_kind")
+        x = z if same else np.subtract(x, self.center, dtype=np.float32, casting="same_kind")
         transposed = z.swapaxes(1, 2)
         self.count += z.shape[1]
         self.z += z.sum(1, dtype=np.float64)[..., None]
         self.x += x.sum(1, dtype=np.float64)[..., None]
-        self.zz += transposed @ z
-        self.zx += transposed @ x
+        product = transposed @ z
+        self.zz += product
+        self.zx += product if same else transposed @ x
 
     def means(self) -> tuple[Doubles, Doubles]:
         """Return the means of z and of x [G, K, 1]."""
@@ -140,16 +149,27 @@ class LayerMoments:
 
 
 def _moments(
-    layers: Sequence[Int8Layer], inputs: Iterable[Mapping[str, Array]], targets: Iterable[Mapping[str, Array]]
+    layers: Sequence[Int8Layer],
+    inputs: Iterable[Mapping[str, Array]],
+    targets: Iterator[Mapping[str, Array]] | None,
 ) -> list[LayerMoments]:
-    """Return the moments of each layer, from what it reads in the QDQ graph and in the float one, chunk by chunk."""
-    found: list[LayerMoments] = []
-    for rounded, exact in zip(inputs, targets, strict=True):
-        patches = [(x.patches(rounded[x.source], _PLACES), x.patches(exact[x.exact], _PLACES)) for x in layers]
-        found = found or [LayerMoments.around(z) for z, _ in patches]
-        for moments, (z, x) in zip(found, patches, strict=True):
-            moments.add(z, x)
-    return found
+    """Return the moments of each layer.
+
+    Args:
+        layers: The layers.
+        inputs: What they read in the QDQ graph, chunk by chunk.
+        targets: What they read in the float graph; None where x = z.
+    """
+    found: dict[int, LayerMoments] = {}
+    for rounded in inputs:
+        exact = next(targets) if targets else None
+        for index, layer in enumerate(layers):
+            z = layer.patches(rounded[layer.source], _PLACES)
+            x = layer.patches(exact[layer.exact], _PLACES) if exact else z
+            found.setdefault(index, LayerMoments.around(z)).add(z, x)
+    for _ in targets or ():  # to the end, as the walk wants it
+        raise ValueError("the two graphs were given different samples")
+    return [found[index] for index in range(len(layers))]
 
 
 def choose_levels(weights: Doubles, scales: Doubles, moments: LayerMoments, largest: int, centred: bool) -> Doubles:

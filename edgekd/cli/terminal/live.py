@@ -29,6 +29,8 @@ _BAR, _BAR_MIN = 16, 4
 #: What a note of a training says of the validation split.
 _FIRST = "validation "
 _NAME_MAX = 26
+#: Least seconds that a stage still takes for them to be told.
+_TOLD_S = 2.0
 _TIME = len("12 min 05 s")
 _STYLES: dict[State, str] = {"waiting": "dim", "running": "cyan", "done": "green", "cached": "dim", "stopped": "red"}
 _MARKS: dict[State, str] = {"waiting": "·", "done": "✓", "cached": "=", "stopped": "✗"}
@@ -45,6 +47,7 @@ class _StageLine:
         seconds: Seconds that it took.
         done: Steps that are done.
         total: Steps in all; 0 where they are not known.
+        reached: Monotonic time at which so many were done, in seconds.
         text: Its last note, or its outcome.
     """
 
@@ -53,6 +56,7 @@ class _StageLine:
     seconds: float = 0.0
     done: int = 0
     total: int = 0
+    reached: float = 0.0
     text: str = ""
 
 
@@ -106,7 +110,7 @@ class LiveView:
 
     def advance(self, stage: str, done: int, total: int, note: str) -> None:
         """Show how far the stage is, and its note."""
-        self._lines[stage] = replace(self._lines[stage], done=done, total=total, text=note)
+        self._lines[stage] = replace(self._lines[stage], done=done, total=total, text=note, reached=time.monotonic())
         if self._verbose:
             self._say("dim", f"{stage}: {join(f'{done}/{total}', note)}")
 
@@ -187,10 +191,16 @@ class LiveView:
         note = shorten_note(note, columns - len(text))
         return text.append(note, "dim" if line.state in ("cached", "running") else "")
 
+    @staticmethod
+    def _left(line: _StageLine, share: float) -> str:
+        """Return how long a running stage goes on at the pace of its steps so far; "" where it is about to end."""
+        left_s = (line.reached - line.since) / share - (time.monotonic() - line.since) if share else 0.0
+        return f", {duration(left_s)} left" if line.state == "running" and left_s >= _TOLD_S else ""
+
     def _progress(self, line: _StageLine, room: int) -> Text:
         """Draw the share that is done, the bar as wide as there is room for it beside the note."""
         share = min(1.0, line.done / line.total)
-        told = f" {share:4.0%}  "
+        told = f" {share:4.0%}{self._left(line, share)}  "
         width = max(_BAR_MIN, min(_BAR, room - len(told)))
         full = round(share * width)
         bar = shown(self._bar[0] * full, _STYLES[line.state])

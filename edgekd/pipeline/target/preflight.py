@@ -197,7 +197,7 @@ def _ship(given: UntrainedTarget, cache: Cache, report: StageReporter) -> None:
         return
     int8 = next((candidate for candidate in candidates if quantize.has_pairs(candidate.spec)), None)
     if int8 is not None and quantize_config.repair != "off":
-        return_layers(context, int8, blame_candidate(context, int8), "auto")
+        return_layers(context, int8, blame_candidate(context, int8, thorough=False), "auto")
     shipped, _ = judge_shipped(context, evaluate(context, candidates).candidates[0])
     detail_shipped(context, shipped)
     measure_shipped(context, shipped)

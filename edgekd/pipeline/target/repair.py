@@ -139,13 +139,14 @@ def return_layers(
                 note = f"{step.name} to {context.target.scheme.rest}"
                 done = replace(done, notes=(*done.notes, note))
                 report.advance(number, len(blamed.result.layers), note)
-                over = done.verdict != "fail"
-                if (over or _is_power_of_2(number)) and (slower := race.lost(folder / spec.name / DEPLOY, folder)):
-                    stopped = f"{candidate.name} was not repaired: with {number} layers in float it takes {slower}"
+                passes, layers = done.verdict != "fail", f"{len(step.layers)} layer{'s' * (len(step.layers) != 1)}"
+                looks = passes or number & (number - 1) == 0  # the first, second, fourth, eighth step and so on
+                if looks and (slower := race.lost(folder / spec.name / DEPLOY, folder)):
+                    stopped = f"{candidate.name} was not repaired: with {layers} in float it takes {slower}"
                     done = replace(done, candidate=None, notes=(), stopped=stopped)
                     break
-                if not over and time.monotonic() - begin > context.recipe.quantize.repair_s:
-                    stopped = f"{name}: its repair ended after {number} layers, when its time was over"
+                if not passes and time.monotonic() - begin > context.recipe.quantize.repair_s:
+                    stopped = f"{name}: its repair ended after {layers}, when its time was over"
                     done = replace(done, stopped=f"{stopped} (quantize.budget_s, quantize.effort)")
                     break
         except RewriteError as error:
@@ -192,10 +193,6 @@ class _Race:
         if own.high_ms < exact.low_ms or own.value_ms < _FASTER * exact.value_ms:
             return None
         return f"{own.value_ms:.3g} ms, and the float network {exact.value_ms:.3g} ms"
-
-
-def _is_power_of_2(number: int) -> bool:
-    return number & (number - 1) == 0
 
 
 def _prepared(candidate: PreparedCandidate, repaired: Done[Repaired], prefix: str) -> PreparedCandidate | None:

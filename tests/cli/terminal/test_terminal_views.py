@@ -264,3 +264,25 @@ def test_stages_that_run_at_once_each_tell_their_progress(capsys, monkeypatch):
         "profile a: started", "profile a: 4/10", "profile a: 8/10",
     ]  # fmt: skip
     assert [line for line in told if line.startswith("profile b: ")][1:] == ["profile b: 4/10", "profile b: 8/10"]
+
+
+LONG = """
+import time
+from edgekd.cli.terminal import choose_observer
+with choose_observer(json=False, quiet=False, verbose=False, terminal=True) as observer:
+    observer.plan(("blame cpu",))
+    observer.start("blame cpu")
+    time.sleep(0.5)
+    observer.advance("blame cpu", 1, 20, "a part")
+    time.sleep(0.5)
+    observer.advance("blame cpu", 19, 20, "another")
+    time.sleep(0.5)
+    observer.finish("blame cpu", 1.5, False, "done")
+"""
+
+
+def test_a_stage_tells_how_long_it_goes_on():
+    """At a pace of a twentieth in half a second nine seconds are left; at the end none is told."""
+    told = re.findall(r" (\d+)%, ([\d.]+) s left", re.sub(r"\x1b\[[\d;]*m", "", on_terminal(LONG)))
+    assert {share for share, _ in told} == {"5"}
+    assert all(2 <= float(seconds) <= 60 for _, seconds in told)
