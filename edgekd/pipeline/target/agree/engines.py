@@ -38,7 +38,7 @@ def few_batches(samples: Path, model: ModelProto) -> list[Feeds]:
     rows = len(next(iter(feeds.values())))
     at_once = 1 if single else rows_at_once(rows, sum(x.nbytes // max(rows, 1) for x in feeds.values()))
     starts = range(0, min(rows, 2 * at_once), at_once) if at_once == 1 else (0,)
-    several = [{name: x[start : start + at_once] for name, x in feeds.items()} for start in starts]
+    several: list[Feeds] = [{name: x[start : start + at_once] for name, x in feeds.items()} for start in starts]
     return several if at_once == 1 else [*several, {name: x[:1] for name, x in feeds.items()}]
 
 
