@@ -104,7 +104,7 @@ def measure_drift(probe: Probe, reference: Probe, groups: Array | None, bootstra
 
     def pairs() -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
         for ours, theirs in side_by_side(probe, reference, keys):
-            yield without_noise(ours, floors), without_noise(theirs, floors)
+            yield without_noise(ours, theirs, floors)
 
     anchors = None if between else choose_anchors(pairs(), modalities)
     meter = DriftMeter(modalities, bootstrap, anchors)
@@ -239,7 +239,7 @@ def pair_drifts(embeddings: Embeddings, reference: Embeddings) -> dict[str, _Arr
         reference: The reference's embeddings of the same samples.
     """
     floors = _floors([reference], list(reference))
-    ours, theirs = (_double(without_noise(side, floors)) for side in (embeddings, reference))
+    ours, theirs = map(_double, without_noise(embeddings, reference, floors))
     if comparable(ours) and comparable(theirs):
         between = np.abs(pair_cosines(ours) - pair_cosines(theirs))
         return dict(zip(pair_names(list(ours)), between.T, strict=True))
@@ -256,12 +256,29 @@ def _double(embeddings: Embeddings) -> dict[str, _Array]:
     return {name: z.astype(np.float64) for name, z in embeddings.items()}
 
 
-def without_noise(arrays: Mapping[str, Array], floors: Mapping[str, float]) -> dict[str, Array]:
-    """Return arrays in which embeddings [B, D] shorter than their floor are 0: the direction of these is noise."""
-    return {
-        key: np.where(np.linalg.norm(array, axis=-1, keepdims=True) < floors[key], 0, array) if key in floors else array
-        for key, array in arrays.items()
-    }
+def without_noise(
+    ours: Mapping[str, Array], theirs: Mapping[str, Array], floors: Mapping[str, float]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return both sides of a comparison with each embedding [B, D] that is noise 0, as its direction is nothing.
+
+    It is noise where it is shorter than its floor, or the other side's is and the two differ by less than that: one a
+    little above the floor and one a little below are the same, and must not count as opposites.
+
+    Args:
+        ours: Arrays of one side; those without a floor stay as they are.
+        theirs: Arrays of the other side.
+        floors: Lengths by the arrays' keys.
+    """
+    cleaned = dict(ours), dict(theirs)
+    for key, floor in floors.items():
+        lengths = [np.linalg.norm(side[key], axis=-1, keepdims=True) for side in (ours, theirs)]
+        short = [length < floor for length in lengths]
+        if ours[key].shape == theirs[key].shape:
+            same = np.linalg.norm(ours[key] - theirs[key], axis=-1, keepdims=True) < floor
+            short = [noise | (same & other) for noise, other in zip(short, reversed(short), strict=True)]
+        for side, noise in zip(cleaned, short, strict=True):
+            side[key] = np.where(noise, 0, side[key])
+    return cleaned
 
 
 def _floors(reference: Iterable[Mapping[str, Array]], keys: Sequence[str]) -> dict[str, float]:

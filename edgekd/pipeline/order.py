@@ -10,8 +10,8 @@ from edgekd.pipeline.imported_source import IMPORT
 from edgekd.pipeline.preflight import PREFLIGHT, PREFLIGHT_EXPORT
 from edgekd.pipeline.pruning import PRUNE, PRUNE_CHECK
 from edgekd.pipeline.rehearsal import REHEARSAL
-from edgekd.pipeline.target.agree import AGREE
-from edgekd.pipeline.target.agreed_origin import REFORM
+from edgekd.pipeline.target.agree.origin import REFORM
+from edgekd.pipeline.target.agree.stage import AGREE
 from edgekd.pipeline.target.blame import BLAME
 from edgekd.pipeline.target.compile import COMPILE, compiles
 from edgekd.pipeline.target.details import DETAILS

@@ -12,7 +12,7 @@ from edgekd.errors import OutputError, TargetRefused
 from edgekd.files import make_folder
 from edgekd.pipeline.build import prepare
 from edgekd.pipeline.output import writing
-from edgekd.pipeline.target.agree import AGREE, agree
+from edgekd.pipeline.target.agree.stage import AGREE, agree
 from edgekd.pipeline.target.blame import BLAME
 from edgekd.pipeline.target.compile import COMPILE
 from edgekd.pipeline.target.evaluate import CHECK, EVALUATE

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from probes import aligned_probe, at_degrees, probe_of, rotate, with_embeddings
 
-from edgekd.gram.drift import measure_drift
+from edgekd.gram.drift import measure_drift, pair_drifts
 from edgekd.gram.intervals import Bootstrap
 from edgekd.gram.probe import Probe
 from edgekd.gram.streaming import hash_names
@@ -117,3 +117,21 @@ def test_a_probe_without_embeddings_is_refused():
     bare = Probe(np.arange(3), {"logits": np.ones((3, 2))}, {})
     with pytest.raises(ValueError, match="needs embeddings"):
         measure_drift(bare, bare, None, Bootstrap())
+
+
+def test_a_probability_about_the_floor_of_noise_is_the_same_above_and_below_it():
+    """A wake word that is not there: one engine gives 9e-7, another 1.1e-6, and the structure is what it was."""
+    reference = np.full((64, 1), 0.95e-6, np.float32)
+    reference[0] = 0.5e-2
+    other = reference + np.where(np.arange(64) % 2, 1e-7, -1e-7).astype(np.float32)[:, None]
+    sides = (probe_of({"y": z}, np.zeros((64, 2))) for z in (other, reference))
+    drift = measure_drift(*sides, None, Bootstrap())
+    assert drift.mean == 0
+    assert pair_drifts({"y": other}, {"y": reference})["y"].max() == 0
+
+
+def test_a_probability_that_is_there_no_more_is_a_drift():
+    reference = np.full((64, 1), 0.1, np.float32)
+    other = reference * np.where(np.arange(64) % 2, 1, 0).astype(np.float32)[:, None]
+    sides = (probe_of({"y": z}, np.zeros((64, 2))) for z in (other, reference))
+    assert measure_drift(*sides, None, Bootstrap()).mean > 0.5

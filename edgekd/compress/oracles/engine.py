@@ -151,7 +151,7 @@ def locate(trial: EngineTrial, model: ModelProto) -> EngineFault | None:
     Raises:
         ModelError: The engine does not run the graph.
     """
-    search = _Search(trial, model)
+    search = _NodeSearch(trial, model)
     index, joined = search.first()
     if index is None:
         return None
@@ -161,7 +161,7 @@ def locate(trial: EngineTrial, model: ModelProto) -> EngineFault | None:
     return search.first_wrong() or fault
 
 
-class _Search:
+class _NodeSearch:
     """The search for a node, in one graph."""
 
     def __init__(self, trial: EngineTrial, model: ModelProto) -> None:
@@ -208,19 +208,24 @@ class _Search:
             seen = self._trial.deviations(self._expose(name for names in live.values() for name in names))
             differing = next((place for place, names in live.items() if any(seen[name].reason for name in names)), None)
             if differing is None and not any(seen[name].reason for name in self._outputs):
-                return self._first_joined(right, wrong), True
+                return self._joined(live, wrong), True
             right = max((place for place in places if differing is None or place < differing), default=right)
             wrong = differing if differing is not None else wrong
         return wrong, False
 
-    def _first_joined(self, right: int, wrong: int) -> int:
-        """Return the first node of some, which is right as soon as its result is asked for."""
-        for place in range(right + 1, wrong):
-            names = [name for name in self._nodes[place].output if name]
-            seen = self._trial.deviations(self._expose(names))
-            if not any(seen[name].reason for name in self._outputs):
-                return place
-        return wrong
+    def _joined(self, live: Mapping[int, Sequence[str]], last: int) -> int:
+        """Return the place of the node whose result, asked for alone, makes the difference go away; else the last."""
+        makers = {name: place for place, node in enumerate(self._nodes) for name in node.output}
+        for names in live.values():
+            if self._agrees_with(names):
+                alone = (name for name in names if len(names) > 1 and self._agrees_with([name]))
+                return makers[next(alone, names[-1])]
+        return last
+
+    def _agrees_with(self, names: Sequence[str]) -> bool:
+        """Whether the outputs agree where some tensors are asked for, too."""
+        seen = self._trial.deviations(self._expose(names))
+        return not any(seen[name].reason for name in self._outputs)
 
     def fault_at(self, index: int, joined: bool) -> EngineFault:
         """Describe the difference at a node."""

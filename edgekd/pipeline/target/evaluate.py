@@ -95,7 +95,7 @@ EVALUATE: StageSpec[DeviceOutputs] = StageSpec(
     "evaluate", 9, DeviceOutputs, (), "run the candidates on the device and probe them", _describe_outputs
 )
 CHECK: StageSpec[CheckedLedgers] = StageSpec(
-    "check", 12, CheckedLedgers, (), "keep each candidate's ledger and judge it", _describe_ledgers
+    "check", 13, CheckedLedgers, (), "keep each candidate's ledger and judge it", _describe_ledgers
 )
 
 

@@ -40,7 +40,7 @@ def _describe(judged: Judged) -> str:
     return f"{judged.ledger.verdict} on {judged.ledger.rows[-1].samples} samples"
 
 
-JUDGE: StageSpec[Judged] = StageSpec("judge", 6, Judged, (), "judge what ships on the test split", _describe)
+JUDGE: StageSpec[Judged] = StageSpec("judge", 7, Judged, (), "judge what ships on the test split", _describe)
 
 
 def judge_shipped(context: Context, chosen: EvaluatedCandidate) -> tuple[EvaluatedCandidate, tuple[str, ...]]:

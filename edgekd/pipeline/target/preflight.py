@@ -19,7 +19,7 @@ from edgekd.config.target import Calibration
 from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
 from edgekd.files import scratch_folder
-from edgekd.pipeline.target.agree import agree
+from edgekd.pipeline.target.agree.stage import agree
 from edgekd.pipeline.target.blame import blame_candidate
 from edgekd.pipeline.target.compile import build_ahead, compiles
 from edgekd.pipeline.target.context import OUTPUTS, Context

@@ -13,7 +13,7 @@ from edgekd.devices.ssh.device import SshDevice
 from edgekd.errors import ModelError, TargetError
 from edgekd.gram.gate import FINETUNED
 from edgekd.pipeline.publish import BUNDLE, ENGINES, REJECTED, Files, files_below
-from edgekd.pipeline.target.agree import agree
+from edgekd.pipeline.target.agree.stage import agree
 from edgekd.pipeline.target.blame import blame_candidate
 from edgekd.pipeline.target.context import BUNDLED
 from edgekd.pipeline.target.details import detail_shipped

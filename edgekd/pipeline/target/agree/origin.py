@@ -51,7 +51,7 @@ def write_forms(export: Done[Exported], forms: Sequence[str], folder: Path) -> E
             _link(path, folder / path.name)
     with open_arrays(export.folder / CALIBRATION) as arrays:
         sample = {key.removeprefix(INPUT_PREFIX): arrays[key][:1] for key in arrays if key.startswith(INPUT_PREFIX)}
-    sizes, shapes = {}, {}
+    shapes: dict[str, dict[int, int]] = {}
     for name in graphs:
         written = in_forms(need("onnx", "build").load(str(export.folder / name)), forms, sample)
         save(written, folder / name)

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 
 from edgekd.files import scratch_folder
 from edgekd.gram.npz import INPUT_PREFIX
-from edgekd.pipeline.target.compile import build_ahead, compiles
 from edgekd.runtime.session import open_arrays, rows_at_once, write_arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from onnx import ModelProto
 
     from edgekd.devices.base import Device
-    from edgekd.pipeline.target.context import Context
     from edgekd.runtime.backends.registry import Runtime
     from edgekd.runtime.session import Array, Feeds
 
@@ -40,7 +38,7 @@ def few_batches(samples: Path, model: ModelProto) -> list[Feeds]:
     rows = len(next(iter(feeds.values())))
     at_once = 1 if single else rows_at_once(rows, sum(x.nbytes // max(rows, 1) for x in feeds.values()))
     starts = range(0, min(rows, 2 * at_once), at_once) if at_once == 1 else (0,)
-    several = [{name: x[start : start + at_once] for name, x in feeds.items()} for start in starts]
+    several: list[Feeds] = [{name: x[start : start + at_once] for name, x in feeds.items()} for start in starts]
     return several if at_once == 1 else [*several, {name: x[:1] for name, x in feeds.items()}]
 
 
@@ -49,18 +47,20 @@ class EngineRunner:
     """Runs graphs with a few samples; an :data:`~edgekd.compress.oracles.engine.Engine`.
 
     Attributes:
-        context: The target.
         device: The machine that runs the library.
         runtime: The library.
+        threads: Number of threads of one inference.
         batches: The samples, a batch each run.
         folder: Folder below which files are made and removed.
+        build: Returns the engine of a graph's file, which the library opens.
     """
 
-    context: Context
     device: Device
     runtime: Runtime
+    threads: int
     batches: Sequence[Feeds]
     folder: Path
+    build: Callable[[Path], Path]
 
     def __call__(self, model: ModelProto) -> list[dict[str, Array]]:
         """Return the outputs of a graph for each batch.
@@ -72,20 +72,12 @@ class EngineRunner:
         with scratch_folder(self.folder) as folder:
             graph = folder / GRAPH
             graph.write_bytes(model.SerializeToString())
-            engine = self._engine(graph)
+            engine = self.build(graph)
             return [self._run(engine, batch, folder / f"{index}.npz") for index, batch in enumerate(self.batches)]
-
-    def _engine(self, graph: Path) -> Path:
-        target = self.context.target
-        if target.compile is None or not target.compile.ship or not compiles(target):
-            return graph
-        plan = graph.with_suffix(".plan")
-        build_ahead(target, graph, plan)
-        return plan
 
     def _run(self, engine: Path, batch: Feeds, samples: Path) -> dict[str, Array]:
         outputs = samples.with_suffix(".outputs.npz")
         write_arrays(samples, {INPUT_PREFIX + name: x for name, x in batch.items()})
-        self.device.evaluate(engine, self.runtime, samples, outputs, self.context.recipe.profile.threads)
+        self.device.evaluate(engine, self.runtime, samples, outputs, self.threads)
         with open_arrays(outputs) as arrays:
             return {key: arrays[key] for key in arrays}

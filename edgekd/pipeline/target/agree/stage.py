@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,11 @@ from edgekd.compress.equivalents import FORMS, fix_sizes, in_forms
 from edgekd.compress.oracles.engine import EngineTrial, locate
 from edgekd.devices.base import Absent
 from edgekd.devices.local import LocalDevice
-from edgekd.errors import EdgekdError, ModelError
+from edgekd.errors import DeviceError, EdgekdError, ModelError
 from edgekd.files import need
-from edgekd.pipeline.target.agreed_origin import AgreedOrigin, write_forms
-from edgekd.pipeline.target.engines import GRAPH, EngineRunner, few_batches
+from edgekd.pipeline.target.agree.engines import GRAPH, EngineRunner, few_batches
+from edgekd.pipeline.target.agree.origin import AgreedOrigin, write_forms
+from edgekd.pipeline.target.compile import build_ahead, compiles
 from edgekd.pipeline.target.refusal import in_users_terms, read_origins
 from edgekd.runtime.backends.registry import Runtime
 from edgekd.stages.artifacts import Exported, origins_name
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
     from edgekd.compress.equivalents import Form
     from edgekd.compress.oracles.deviation import Arithmetic
+    from edgekd.config.target import Target
     from edgekd.devices.base import Device
     from edgekd.pipeline.target.context import Context
     from edgekd.stages.progress import StageReporter
@@ -110,7 +113,7 @@ def agree(context: Context) -> tuple[Context, EngineAgreement]:
         if host is None:
             reason = context.device.reason if isinstance(context.device, Absent) else ""
             return EngineAgreement("", 0, None, f"no device ({reason})")
-        found = _Attempts(context, *host, folder, report).run()
+        found = _AgreementAttempts(context, *host, folder, report).run()
         for warning in found.warnings:
             report.warn(warning)
         return found
@@ -153,6 +156,15 @@ def _host(context: Context) -> tuple[Device, Runtime] | None:
     return None
 
 
+def _build(target: Target, graph: Path) -> Path:
+    """Return the engine of a graph: one that is built ahead of time, where the target ships such, or the graph."""
+    if target.compile is None or not target.compile.ship or not compiles(target):
+        return graph
+    plan = graph.with_suffix(".plan")
+    build_ahead(target, graph, plan)
+    return plan
+
+
 def _arithmetic(runtime: Runtime) -> Arithmetic:
     """Return in what an engine library computes float32: NVIDIA's GPUs round factors to TF32, which has 10 bits."""
     if runtime.backend.on_gpu:
@@ -179,7 +191,7 @@ class _Seen:
     refused: bool = False
 
 
-class _Attempts:
+class _AgreementAttempts:
     """The float network in one engine library: as it is, else in other forms, else with other options."""
 
     def __init__(self, context: Context, device: Device, runtime: Runtime, folder: Path, report: StageReporter) -> None:
@@ -226,7 +238,10 @@ class _Attempts:
 
     def _trial(self, model: ModelProto, runtime: Runtime) -> EngineTrial:
         batches = few_batches(self._context.calibration, model)
-        runner = EngineRunner(self._context, self._device, runtime, batches, self._folder)
+        threads = self._context.recipe.profile.threads
+        runner = EngineRunner(
+            self._device, runtime, threads, batches, self._folder, partial(_build, self._context.target)
+        )
         return EngineTrial(runner, batches, _arithmetic(runtime))
 
     def _compare(self, model: ModelProto, runtime: Runtime) -> _Seen:
@@ -244,7 +259,7 @@ class _Attempts:
         self._report.advance(0, 1, "looking for the first node that differs")
         try:
             fault = locate(self._trial(self._model, self._runtime), self._model)
-        except ModelError as error:
+        except (ModelError, DeviceError) as error:  # of the tensors in between
             return f"{reason}; where that begins was not found: {self._in_users_terms(error)}", False
         if fault is None:
             return f"{reason}, and no single node does", False
@@ -252,7 +267,7 @@ class _Attempts:
             return f"{reason}; it begins at {self._in_users_terms(ModelError(str(fault)))}", False
         return f"{reason}, by rounding that {fault.operator} '{fault.node}' turns into another answer", True
 
-    def _in_users_terms(self, error: ModelError) -> str:
+    def _in_users_terms(self, error: EdgekdError) -> str:
         origins = read_origins(self._context.exported.folder / origins_name(self._context.origin.network))
         text = str(error).rpartition(f"{GRAPH}: ")[2]  # libraries begin with the file's path
         return in_users_terms(ModelError(text), [self._folder], origins)
