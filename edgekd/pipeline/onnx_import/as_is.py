@@ -189,8 +189,11 @@ def _write_deploy(path: Path, place: Path, samples: Path) -> list[str]:
 def _unlike(path: Path, feeds: Feeds, inputs: Sequence[TensorSpec], outputs: Mapping[str, Array]) -> str:
     """Explain why a user's file cannot take the place of the graph that edgekd wrote of it; "" where it can."""
     with open_engine(path, fused=False) as session:
-        if _fixed(session.inputs) != _fixed(inputs):
-            return "a bundle's inputs have the batch first, of one size for all, and of one sample where batches differ"
+        theirs, ours = _fixed(session.inputs), _fixed(inputs)
+        for spec in inputs:
+            if theirs.get(spec.name) != ours[spec.name]:
+                stated = next((str(other) for other in session.inputs if other.name == spec.name), "not there")
+                return f"its input '{spec.name}' is {stated}, and {spec} in a bundle, whose batch is first"
         try:
             found = session.run(feeds)
         except ModelError as error:
