@@ -65,7 +65,7 @@ def quantize_by_peer(case: Case, contestant: str, venv: Path, folder: Path) -> d
     cost = run_peer(contestant, case.network, case.samples, result, venv)
     if "failed" not in cost:
         graph = onnx.load(str(result))
-        unquantize_outputs(graph)
+        unquantize_outputs(graph, onnx.load(str(case.network)))
         save(graph, folder / PROBE_GRAPH)
         drop_embeddings(result, folder / DEPLOY)
     return cost
@@ -130,7 +130,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     reference, found = probe(case, place_of(case, FLOAT)), probe(case, folder)
     with open_arrays(case.context.test) as arrays:
         labels, groups = arrays.get("labels"), arrays.get("groups")
-    if found.classifies:
+    if found.classifies(found.output_names[0]):
         np.save(folder / _LOGITS, found.answer)
     drift = measure_drift(found, reference, groups, Bootstrap())
     quantized, layers = count_layers(folder / PROBE_GRAPH)
@@ -185,4 +185,4 @@ def probe(case: Case, folder: Path) -> Probe:
     embeddings = {
         name.removeprefix(EMBEDDING_PREFIX): z for name, z in full.items() if name.startswith(EMBEDDING_PREFIX)
     }
-    return Probe(ids, {"logits": deploy["logits"]}, embeddings)
+    return Probe(ids, dict(deploy), embeddings)
