@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from compress_cases import FOLDER, TARGET, link_learned
 from compress_goals import OURS
-from contestants import FLOAT, count_layers, run_peer, snr_db
+from contestants import FLOAT, count_layers, run_peer, snr_db, writing_seconds
 from contestants import PEERS as ALL_PEERS
 from peers.quantize import IN_OPENVINO
 
@@ -55,9 +55,6 @@ CONTESTANTS = (FLOAT, *EDGEKD, *PEERS)
 _LOGITS = "logits.npy"
 _RESAMPLES = 1000
 
-#: Stages of a build that come after the graphs are written.
-_AFTERWARDS = ("compile", "evaluate", "check", "profile", "robustness", "robustness_shipped", "bundle", "verify")
-
 
 def quantize_by_peer(case: Case, contestant: str, venv: Path, folder: Path) -> dict[str, Any]:
     """Let a peer quantize, in a process of its own; return what it cost, or why it failed."""
@@ -85,9 +82,8 @@ def quantize_by_edgekd(name: str, recipe: Recipe, folder: Path) -> dict[str, Any
         for file in (PROBE_GRAPH, DEPLOY):
             shutil.copyfile(places.output / TARGET / (BUNDLE if result.bundle else REJECTED) / file, folder / file)
     seconds = {stage.name: stage.seconds for stage in report.stages if not stage.cached}
-    writing = (spent for stage, spent in seconds.items() if stage.split()[0] not in _AFTERWARDS)
     return {
-        "seconds": sum(writing),
+        "seconds": writing_seconds(seconds),
         "stage_seconds": seconds,
         "peak_rss_bytes": peak_rss_bytes(),
         "ships": result.chosen,
