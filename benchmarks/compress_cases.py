@@ -153,8 +153,10 @@ class Case:
 
 
 def _model_config(stem: Path, taps: dict[str, str] | None = None) -> ModelConfig:
+    """Return the recipe's ``[model]``; of a task's student, whose taps are given, the logits alone are an output."""
     files = {key: str(stem.with_suffix(f".{key}.npz")) for key in ("calibration", "test")}
-    return ModelConfig(path=str(stem.with_suffix(".onnx")), taps=taps or {}, **files)
+    outputs = {"logits": "classes"} if taps else {}
+    return ModelConfig(path=str(stem.with_suffix(".onnx")), taps=taps or {}, outputs=outputs, **files)
 
 
 def load_case(name: str, seed: int, settings: Sequence[str] = ()) -> Case:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from compress_cases import FOLDER, TARGET, link_learned
 from compress_goals import OURS
-from contestants import FLOAT, count_layers, run_peer, snr_db
+from contestants import FLOAT, count_layers, run_peer, snr_db, writing_seconds
 from contestants import PEERS as ALL_PEERS
 from peers.quantize import IN_OPENVINO
 
@@ -55,9 +55,6 @@ CONTESTANTS = (FLOAT, *EDGEKD, *PEERS)
 _LOGITS = "logits.npy"
 _RESAMPLES = 1000
 
-#: Stages of a build that come after the graphs are written.
-_AFTERWARDS = ("compile", "evaluate", "check", "profile", "robustness", "robustness_shipped", "bundle", "verify")
-
 
 def quantize_by_peer(case: Case, contestant: str, venv: Path, folder: Path) -> dict[str, Any]:
     """Let a peer quantize, in a process of its own; return what it cost, or why it failed."""
@@ -65,7 +62,7 @@ def quantize_by_peer(case: Case, contestant: str, venv: Path, folder: Path) -> d
     cost = run_peer(contestant, case.network, case.samples, result, venv)
     if "failed" not in cost:
         graph = onnx.load(str(result))
-        unquantize_outputs(graph)
+        unquantize_outputs(graph, onnx.load(str(case.network)))
         save(graph, folder / PROBE_GRAPH)
         drop_embeddings(result, folder / DEPLOY)
     return cost
@@ -85,9 +82,8 @@ def quantize_by_edgekd(name: str, recipe: Recipe, folder: Path) -> dict[str, Any
         for file in (PROBE_GRAPH, DEPLOY):
             shutil.copyfile(places.output / TARGET / (BUNDLE if result.bundle else REJECTED) / file, folder / file)
     seconds = {stage.name: stage.seconds for stage in report.stages if not stage.cached}
-    writing = (spent for stage, spent in seconds.items() if stage.split()[0] not in _AFTERWARDS)
     return {
-        "seconds": sum(writing),
+        "seconds": writing_seconds(seconds),
         "stage_seconds": seconds,
         "peak_rss_bytes": peak_rss_bytes(),
         "ships": result.chosen,
@@ -130,7 +126,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     reference, found = probe(case, place_of(case, FLOAT)), probe(case, folder)
     with open_arrays(case.context.test) as arrays:
         labels, groups = arrays.get("labels"), arrays.get("groups")
-    if found.classifies:
+    if found.classifies(found.output_names[0]):
         np.save(folder / _LOGITS, found.answer)
     drift = measure_drift(found, reference, groups, Bootstrap())
     quantized, layers = count_layers(folder / PROBE_GRAPH)
@@ -185,4 +181,4 @@ def probe(case: Case, folder: Path) -> Probe:
     embeddings = {
         name.removeprefix(EMBEDDING_PREFIX): z for name, z in full.items() if name.startswith(EMBEDDING_PREFIX)
     }
-    return Probe(ids, {"logits": deploy["logits"]}, embeddings)
+    return Probe(ids, dict(deploy), embeddings)

@@ -19,7 +19,7 @@ from watching import watch
 import edgekd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from onnx import GraphProto
 
@@ -41,6 +41,11 @@ _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _INTEGER = (
     "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "QGemm",
     "QLinearConv", "QLinearMatMul", "DynamicQuantizeLSTM",
+)  # fmt: skip
+#: Stages of a build that write no graph: they judge, time and pack what was written.
+_AFTERWARDS = frozenset(
+    {"compile", "evaluate", "check", "profile", "missing", "judge", "details", "robustness", "robustness_shipped",
+     "bundle", "verify"}
 )  # fmt: skip
 _ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 
@@ -118,3 +123,8 @@ def snr_db(found: Array, expected: Array) -> float | None:
     """Return the ratio of signal to error in dB; None where there is no error."""
     signal, error = (float((x.astype(np.float64) ** 2).sum()) for x in (expected, found - expected))
     return 10 * math.log10(signal / error) if error else None
+
+
+def writing_seconds(stages: Mapping[str, float]) -> float:
+    """Return the seconds of those stages of a build that write its graphs, by the stages' names with their targets."""
+    return sum(seconds for name, seconds in stages.items() if name.split()[0] not in _AFTERWARDS)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from contestants import FLOAT, PEERS, count_layers, run_peer
+from contestants import FLOAT, PEERS, count_layers, run_peer, writing_seconds
 from peers.quantize import IN_OPENVINO
 from real_engines import open_bundle, open_file, open_openvino, run_all
 from real_texts import character_error_rate
@@ -44,11 +44,6 @@ EDGEKD: dict[str, tuple[str, ...]] = {
 CONTESTANTS = (FLOAT, *EDGEKD, *PEERS)
 #: The exit code of a build whose result the gate rejected.
 _REJECTED = 20
-#: Stages of a build that write no graph: they judge, time and pack what was written.
-_AFTERWARDS = (
-    "compile", "evaluate", "check", "profile", "missing", "judge", "details", "robustness", "robustness_shipped",
-    "bundle", "verify",
-)  # fmt: skip
 
 
 def place_of(brought: Brought, contestant: str) -> Path:
@@ -106,7 +101,7 @@ def _build(brought: Brought, told: tuple[str, ...], folder: Path, timeout_s: flo
     shutil.move(output / target["bundle"] if target["bundle"] else output / TARGET / "rejected", folder / "bundle")
     stages = {stage["name"]: stage["seconds"] for stage in report["stages"]}
     return {
-        "seconds": sum(spent for name, spent in stages.items() if name.split()[0] not in _AFTERWARDS),
+        "seconds": writing_seconds(stages),
         "stage_seconds": stages,
         "released": report["released"],
         "verdict": report["verdict"],
