@@ -13,7 +13,7 @@ import onnx
 
 import edgekd
 from edgekd.cli.terminal import choose_observer
-from edgekd.compress.ranges import CalibrationSamples
+from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.config.loading import model_recipe
 from edgekd.config.recipe import ModelConfig
 from edgekd.config.target import load_calibration

@@ -16,10 +16,10 @@ from edgekd.compress.quantizers.levels import LARGEST
 from edgekd.compress.quantizers.names import Names
 from edgekd.compress.quantizers.prepare import open_samples, refusals
 from edgekd.compress.quantizers.registry import find_quantizer
-from edgekd.compress.quantizers.smoothed import write_nearest
+from edgekd.compress.activations.nearest import write_nearest
 from edgekd.compress.quantizers.write import write_quantized
-from edgekd.compress.range_search import SAMPLES, shrink_ranges
-from edgekd.compress.ranges import CalibrationSamples
+from edgekd.compress.activations.range_search import SAMPLES, shrink_ranges
+from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.compress.rounding import reconstruct
 from edgekd.compress.tables import require_same_rows
 from edgekd.compress.variants import Candidate, CandidateSpec, has_half, write_variants

@@ -17,8 +17,8 @@ from edgekd.gram.gate import GIVEN
 from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.onnx_import.as_is import AS_IS, import_as_is
-from edgekd.pipeline.onnx_import.own_metric import load_metric
-from edgekd.pipeline.onnx_import.read import weight_files
+from edgekd.pipeline.onnx_import.answers.own_metric import load_metric
+from edgekd.pipeline.onnx_import.file.read import weight_files
 from edgekd.pipeline.onnx_import.source import NETWORK, OnnxSource
 from edgekd.pipeline.onnx_import.stage import ImportedModel, import_onnx
 from edgekd.pipeline.source import GivenCandidate
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from edgekd.gram.metric import Metric
     from edgekd.gram.npz import Array
     from edgekd.gram.probe import Answer
-    from edgekd.pipeline.onnx_import.own_metric import OwnMetric
+    from edgekd.pipeline.onnx_import.answers.own_metric import OwnMetric
     from edgekd.pipeline.source import JudgingSplit
     from edgekd.stages.artifacts import Exported
     from edgekd.stages.progress import StageReporter

@@ -13,7 +13,7 @@ from edgekd.files import make_folder
 from edgekd.pipeline.build import prepare
 from edgekd.pipeline.output import writing
 from edgekd.pipeline.target.agree.stage import AGREE, agree
-from edgekd.pipeline.target.blame import BLAME
+from edgekd.pipeline.target.repair.blame import BLAME
 from edgekd.pipeline.target.compile import COMPILE
 from edgekd.pipeline.target.evaluate import CHECK, EVALUATE
 from edgekd.pipeline.target.quantize import QUANTIZE

@@ -6,7 +6,7 @@ import onnxruntime as ort
 
 from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.compress.quantizers.write import write_quantized
-from edgekd.compress.ranges import CalibrationSamples
+from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.config.target import Calibration, Scheme
 
 USUAL = Scheme(activations="uint8", symmetric_activations=False)

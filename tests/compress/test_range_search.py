@@ -6,8 +6,8 @@ from int8 import CALIBRATION, USUAL, int8, run
 from onnx import numpy_helper
 
 from edgekd.compress.graph import initializers, producers
-from edgekd.compress.range_search import shrink_ranges
-from edgekd.compress.ranges import CalibrationSamples
+from edgekd.compress.activations.range_search import shrink_ranges
+from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.compress.switchboard import Switchboard
 from edgekd.gram.drift import sample_drifts
 from edgekd.gram.npz import embeddings_of

@@ -11,9 +11,9 @@ from fusion import save_samples
 from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from edgekd.compress.extremes import activation_bytes
+from edgekd.compress.activations.extremes import activation_bytes
 from edgekd.compress.quantizers.prepare import open_samples
-from edgekd.compress.ranges import CalibrationSamples, find_ranges, least_error_range
+from edgekd.compress.activations.ranges import CalibrationSamples, find_ranges, least_error_range
 from edgekd.config.target import Calibration, Scheme
 from edgekd.errors import ModelError
 
@@ -232,9 +232,9 @@ def test_nothing_is_printed(prepared, samples, tmp_path, capfd):
 PEAK = """
 import sys
 from pathlib import Path
-from edgekd.compress.extremes import activation_bytes
+from edgekd.compress.activations.extremes import activation_bytes
 from edgekd.compress.quantizers.prepare import open_samples
-from edgekd.compress.ranges import CalibrationSamples, find_ranges
+from edgekd.compress.activations.ranges import CalibrationSamples, find_ranges
 from edgekd.runtime.measure.machine import peak_rss_bytes
 from edgekd.config.target import Calibration, Scheme
 model, samples, work = map(Path, sys.argv[1:4])

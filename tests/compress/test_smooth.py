@@ -10,9 +10,9 @@ from onnx_graphs import error, graph, node, random, samples, stored
 
 from edgekd.compress.quantizers.prepare import open_samples
 from edgekd.compress.quantizers.registry import find_quantizer
-from edgekd.compress.quantizers.smoothed import write_nearest
+from edgekd.compress.activations.nearest import write_nearest
 from edgekd.compress.quantizers.write import write_quantized
-from edgekd.compress.smooth import smooth
+from edgekd.compress.activations.smooth import smooth
 from edgekd.config.target import Calibration
 
 TIME, WIDTH = 10, 32
@@ -68,7 +68,7 @@ def test_int8_with_outlier_channels_comes_nearer_to_the_float_network(tmp_path, 
     exact = run(model, feeds)["y"]
     assert error(exact, run(floats, feeds)["y"]) < 1e-4, "the float network stays what it was"
     assert any("outlier channels of 1 activations are smoothed" in note for note in notes)
-    monkeypatch.setattr("edgekd.compress.quantizers.smoothed.smooth", lambda floats, samples: (floats, ()))
+    monkeypatch.setattr("edgekd.compress.activations.nearest.smooth", lambda floats, samples: (floats, ()))
     plain, _, _, _ = written(model, tmp_path / "plain", quantizer)
     assert error(exact, run(qdq, feeds)["y"]) < 0.5 * error(exact, run(plain, feeds)["y"])
 
@@ -134,7 +134,7 @@ def test_int8_of_convolutions_with_outlier_channels_comes_nearer_to_the_float_ne
     qdq, _, notes, feeds = written(model, tmp_path / "smooth")
     exact = run(model, feeds)["y"]
     assert any("are smoothed" in note for note in notes)
-    monkeypatch.setattr("edgekd.compress.quantizers.smoothed.smooth", lambda floats, samples: (floats, ()))
+    monkeypatch.setattr("edgekd.compress.activations.nearest.smooth", lambda floats, samples: (floats, ()))
     plain, _, _, _ = written(model, tmp_path / "plain")
     assert error(exact, run(qdq, feeds)["y"]) < 0.5 * error(exact, run(plain, feeds)["y"])
 
@@ -195,7 +195,7 @@ def test_a_smoothing_that_changes_the_network_is_left_out_and_told(tmp_path, mon
                 item.input[0] = "a"
         return other, names
 
-    monkeypatch.setattr("edgekd.compress.quantizers.smoothed.smooth", wrong)
+    monkeypatch.setattr("edgekd.compress.activations.nearest.smooth", wrong)
     _, floats, notes, feeds = written(network(), tmp_path / "work")
     assert error(run(network(), feeds)["y"], run(floats, feeds)["y"]) < 1e-5
     assert any("outlier channels are not smoothed, since that changes" in note for note in notes)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto, NodeProto
 
-    from edgekd.compress.ranges import CalibrationSamples
+    from edgekd.compress.activations.ranges import CalibrationSamples
     from edgekd.compress.work import GraphWork
     from edgekd.config.target import Scheme
     from edgekd.runtime.session import Array

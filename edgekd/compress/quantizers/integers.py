@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.compress.quantizers.quantizer import Quantizer
-    from edgekd.compress.ranges import CalibrationSamples
+    from edgekd.compress.activations.ranges import CalibrationSamples
     from edgekd.config.target import Scheme
 
 #: Nodes that may be returned to float one by one, since the oracle finds them wrong.

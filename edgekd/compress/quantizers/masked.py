@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.compress.extremes import find_extremes, float_tensors
-from edgekd.compress.masks import find_masked
+from edgekd.compress.activations.extremes import find_extremes, float_tensors
+from edgekd.compress.activations.masks import find_masked
 from edgekd.compress.qdq_map import find_sites
 from edgekd.compress.switchboard import restore_float
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
-    from edgekd.compress.masks import Masked
+    from edgekd.compress.activations.masks import Masked
     from edgekd.runtime.session import Feeds
 
 #: Names that a message shows at most.

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
-    from edgekd.compress.ranges import CalibrationSamples
+    from edgekd.compress.activations.ranges import CalibrationSamples
     from edgekd.compress.work import GraphWork
     from edgekd.config.target import Scheme
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from edgekd.compress.quantizers.quantizer import Write
-    from edgekd.compress.ranges import CalibrationSamples
+    from edgekd.compress.activations.ranges import CalibrationSamples
     from edgekd.config.target import Scheme
 
 #: The first is the one that a target has by default.

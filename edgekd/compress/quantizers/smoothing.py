@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto
 
-    from edgekd.compress.ranges import CalibrationSamples
+    from edgekd.compress.activations.ranges import CalibrationSamples
     from edgekd.config.target import Scheme
     from edgekd.runtime.session import Array
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from edgekd.compress.quantizers.quantizer import Quantizer
-    from edgekd.compress.ranges import CalibrationSamples
+    from edgekd.compress.activations.ranges import CalibrationSamples
     from edgekd.config.target import Scheme
     from edgekd.runtime.session import Feeds
 

@@ -16,7 +16,7 @@ from edgekd.errors import ModelError, nearest
 from edgekd.files import need
 from edgekd.gram.gate import GIVEN
 from edgekd.pipeline.onnx_import.graph import Extension
-from edgekd.pipeline.onnx_import.read import weight_files
+from edgekd.pipeline.onnx_import.file.read import weight_files
 from edgekd.pipeline.onnx_import.stage import ImportedModel, import_onnx
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.feeds import read_feeds

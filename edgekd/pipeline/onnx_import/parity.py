@@ -15,7 +15,7 @@ from edgekd.gram.npz import EMBEDDING_PREFIX
 from edgekd.pipeline.onnx_import.graph import keep_tensors
 from edgekd.pipeline.onnx_import.inputs import input_specs, unbatched
 from edgekd.pipeline.onnx_import.observe import observing
-from edgekd.pipeline.onnx_import.single import has_half
+from edgekd.pipeline.onnx_import.file.single import has_half
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import run_behind
 

@@ -13,7 +13,7 @@ from edgekd.errors import ModelError, nearest
 from edgekd.gram.nest import TARGET, unflatten
 from edgekd.gram.npz import CARRIED_PREFIX, INPUT_PREFIX
 from edgekd.pipeline.onnx_import.inputs import state_shape
-from edgekd.pipeline.onnx_import.targets import read_targets
+from edgekd.pipeline.onnx_import.answers.targets import read_targets
 from edgekd.runtime.session import open_arrays, write_arrays
 from edgekd.stages.labels import UNLABELLED
 

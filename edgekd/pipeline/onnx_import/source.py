@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.config.recipe import OutputConfig
-    from edgekd.pipeline.onnx_import.own_metric import OwnMetric
+    from edgekd.pipeline.onnx_import.answers.own_metric import OwnMetric
 
 #: Name of the float graph that is written.
 NETWORK = "float"

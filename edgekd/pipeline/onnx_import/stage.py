@@ -11,18 +11,18 @@ from edgekd.errors import ModelError
 from edgekd.gram.npz import INPUT_PREFIX, answers_of, embeddings_of
 from edgekd.gram.probe import Probe
 from edgekd.pipeline.onnx_import.batch import free_batch, held_batch
-from edgekd.pipeline.onnx_import.facts import as_labelled, has_two_values, read_facts, try_metric
-from edgekd.pipeline.onnx_import.fixed import fix_inputs, fixed_values, require_fixed, settle_branches
+from edgekd.pipeline.onnx_import.answers.facts import as_labelled, has_two_values, read_facts, try_metric
+from edgekd.pipeline.onnx_import.file.fixed import fix_inputs, fixed_values, require_fixed, settle_branches
 from edgekd.pipeline.onnx_import.inputs import batch_inputs, input_specs, states, unbatched, with_batch
 from edgekd.pipeline.onnx_import.outputs import choose_outputs, write_outputs
 from edgekd.pipeline.onnx_import.parity import compare
-from edgekd.pipeline.onnx_import.read import read_model
+from edgekd.pipeline.onnx_import.file.read import read_model
 from edgekd.pipeline.onnx_import.samples import NpzSamples, hold_back, read_samples, shared, split
 from edgekd.pipeline.onnx_import.source import NETWORK, OnnxSource
 from edgekd.pipeline.onnx_import.states import carry, describe_states, find_states, fix_sizes, keep_constant
 from edgekd.pipeline.onnx_import.tail import cut_tail, write_tail
 from edgekd.pipeline.onnx_import.taps import TensorTap  # noqa: TC001  # the type of a stage's result is looked up when it is read back
-from edgekd.pipeline.onnx_import.trial import require_end
+from edgekd.pipeline.onnx_import.file.trial import require_end
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.manifest import POSTPROCESS
 from edgekd.runtime.measure.machine import usable_cores

@@ -11,7 +11,7 @@ from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.compress.quantizers.nncf import QUANTIZER
 from edgekd.compress.quantizers.write import write_quantized
-from edgekd.compress.ranges import CalibrationSamples
+from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.config.target import DEFAULT_OPERATORS, Calibration, Scheme
 from edgekd.errors import ModelError
 from edgekd.stages.artifacts import PREPARED
@@ -187,7 +187,7 @@ def test_a_first_import_reports_to_nobody_and_prints_nothing(model, samples, tmp
     code = f"""
 import os
 from pathlib import Path
-from edgekd.compress.ranges import CalibrationSamples
+from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.compress.quantizers.nncf import QUANTIZER
 from edgekd.compress.quantizers.write import write_quantized
 from edgekd.config.target import Calibration, Scheme

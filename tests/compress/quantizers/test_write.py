@@ -13,7 +13,7 @@ from onnx_graphs import SYMMETRIC, USUAL, error, graph, int8_layers, node, quant
 
 from edgekd.compress.quantizers.quantizer import Quantizer
 from edgekd.compress.quantizers.registry import find_quantizer
-from edgekd.compress.ranges import find_ranges
+from edgekd.compress.activations.ranges import find_ranges
 from edgekd.errors import ModelError
 
 W, V, B, C = random(8, 8), random(8, 3), random(8, seed=1), random(3, seed=1)

@@ -17,7 +17,7 @@ from edgekd.devices.targets import load_target
 from edgekd.errors import ModelError
 from edgekd.pipeline.build import try_build
 from edgekd.pipeline.onnx_import.as_is import import_as_is
-from edgekd.pipeline.onnx_import.read import read_model
+from edgekd.pipeline.onnx_import.file.read import read_model
 from edgekd.pipeline.onnx_import.source import OnnxSource
 from edgekd.stages.progress import Silent, StageReporter
 from edgekd.workflows.check import blame, check

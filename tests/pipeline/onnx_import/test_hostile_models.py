@@ -9,8 +9,8 @@ from graphs import FLOAT, integers, mlp, node, normal, tensor, weights, write
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.errors import ModelError
-from edgekd.pipeline.onnx_import.read import read_model, weight_files
-from edgekd.pipeline.onnx_import.trial import require_end
+from edgekd.pipeline.onnx_import.file.read import read_model, weight_files
+from edgekd.pipeline.onnx_import.file.trial import require_end
 
 
 def refused(path, match):

@@ -7,7 +7,7 @@ from onnx import helper
 from user import run_user
 
 from edgekd.pipeline.onnx_import.graph import Extension
-from edgekd.pipeline.onnx_import.read import read_model
+from edgekd.pipeline.onnx_import.file.read import read_model
 from edgekd.pipeline.onnx_import.taps import channels_first, meeting_taps, pool
 
 

@@ -13,7 +13,7 @@ from edgekd.gram.gate import keep_ledger
 from edgekd.gram.metric import LedgerMetrics
 from edgekd.gram.output_kind import OutputKind
 from edgekd.pipeline.build import prepare
-from edgekd.pipeline.onnx_import.kind import settle_kinds
+from edgekd.pipeline.onnx_import.answers.kind import settle_kinds
 from edgekd.pipeline.target.outputs import join_probe, run_on_host, write_references
 from edgekd.pipeline.target.quantize import QUANTIZE
 from edgekd.stages.progress import Silent

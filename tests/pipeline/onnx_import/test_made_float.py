@@ -14,7 +14,7 @@ from edgekd.compress.precision import count_quantized, precision_of
 from edgekd.compress.variants import CandidateSpec
 from edgekd.config.target import load_calibration
 from edgekd.devices.targets import load_target
-from edgekd.pipeline.onnx_import.read import read_model
+from edgekd.pipeline.onnx_import.file.read import read_model
 from edgekd.runtime.backends.onnxruntime import open_engine
 
 HALF = ("half", "half_inside", "half_stored")

@@ -9,7 +9,7 @@ from onnx import helper, numpy_helper
 from user import run_user
 
 from edgekd.errors import ModelError
-from edgekd.pipeline.onnx_import.read import read_model
+from edgekd.pipeline.onnx_import.file.read import read_model
 
 
 def unsorted(path):

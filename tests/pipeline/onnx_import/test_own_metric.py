@@ -8,7 +8,7 @@ from graphs import node, tensor
 
 from edgekd.config.recipe import GateConfig, QuantizeConfig, Recipe
 from edgekd.errors import ModelError, TaskError
-from edgekd.pipeline.onnx_import.own_metric import load_metric
+from edgekd.pipeline.onnx_import.answers.own_metric import load_metric
 from edgekd.workflows.check import check
 
 METRICS = '''

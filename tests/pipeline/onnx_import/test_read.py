@@ -7,7 +7,7 @@ from graphs import node, tensor
 from onnx import helper
 
 from edgekd.errors import ModelError, TaskError
-from edgekd.pipeline.onnx_import.read import read_model
+from edgekd.pipeline.onnx_import.file.read import read_model
 
 
 def run(model, x):

@@ -8,9 +8,9 @@ from graphs import node, normal, tensor
 from user import run_user
 
 from edgekd.config.recipe import OutputConfig
-from edgekd.pipeline.onnx_import.kind import settle_kinds
-from edgekd.pipeline.onnx_import.last_operator import last_operators
-from edgekd.pipeline.onnx_import.told import labels_fit
+from edgekd.pipeline.onnx_import.answers.kind import settle_kinds
+from edgekd.pipeline.onnx_import.answers.last_operator import last_operators
+from edgekd.pipeline.onnx_import.answers.told import labels_fit
 
 X = normal(5, 16)
 ONE = graphs.numpy_helper.from_array(np.float32(1e-9), "tiny")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
-    from edgekd.compress.extremes import Extremes, Number
+    from edgekd.compress.activations.extremes import Extremes, Number
     from edgekd.runtime.session import Array, Feeds
 
 #: Largest magnitude below which a tensor is not looked at again: masks are larger.

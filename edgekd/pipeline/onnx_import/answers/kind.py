@@ -10,12 +10,12 @@ from edgekd.config.recipe import OutputConfig
 from edgekd.errors import ModelError
 from edgekd.gram.measures.guess import are_probabilities
 from edgekd.gram.output_kind import CLASS_AXES, OutputKind, OutputName
-from edgekd.pipeline.onnx_import.told import Told, labels_fit, tell_kind
+from edgekd.pipeline.onnx_import.answers.told import Told, labels_fit, tell_kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edgekd.pipeline.onnx_import.last_operator import LastOperator
+    from edgekd.pipeline.onnx_import.answers.last_operator import LastOperator
     from edgekd.runtime.session import Array
 
 #: The layouts of the kinds that have a class at every position.

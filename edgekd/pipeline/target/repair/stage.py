@@ -19,7 +19,7 @@ from edgekd.files import scratch_folder
 from edgekd.gram.nest import targets_of
 from edgekd.gram.verdict import Verdict  # noqa: TC001  # msgspec reads the annotations of Repaired
 from edgekd.pipeline.target.context import OUTPUTS, LedgerStep, PreparedCandidate
-from edgekd.pipeline.target.examine import open_examiner, time_beside_int8, time_engines
+from edgekd.pipeline.target.repair.examine import open_examiner, time_beside_int8, time_engines
 from edgekd.pipeline.target.outputs import probe_variants, run_on_host
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import DEPLOY

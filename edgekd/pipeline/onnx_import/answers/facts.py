@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from edgekd.config.recipe import OutputConfig
 from edgekd.errors import ModelError
 from edgekd.files import need
-from edgekd.pipeline.onnx_import.kind import settle_kinds
-from edgekd.pipeline.onnx_import.last_operator import last_operators
+from edgekd.pipeline.onnx_import.answers.kind import settle_kinds
+from edgekd.pipeline.onnx_import.answers.last_operator import last_operators
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.stages.artifacts import TaskFacts
 from edgekd.stages.labels import UNLABELLED
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekd.gram.probe import Probe
-    from edgekd.pipeline.onnx_import.own_metric import OwnMetric
+    from edgekd.pipeline.onnx_import.answers.own_metric import OwnMetric
     from edgekd.pipeline.onnx_import.samples import NpzSamples
     from edgekd.pipeline.onnx_import.source import OnnxSource
     from edgekd.runtime.session import Array

@@ -13,7 +13,7 @@ from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError
 from edgekd.files import scratch_folder
 from edgekd.pipeline.target.context import LIBRARIES
-from edgekd.pipeline.target.examine import time_engines
+from edgekd.pipeline.target.repair.examine import time_engines
 from edgekd.runtime.measure.results import Quantile  # noqa: TC001  # msgspec reads the annotations of Outlook
 from edgekd.stages.artifacts import CALIBRATION, DEPLOY
 from edgekd.stages.stage import StageSpec

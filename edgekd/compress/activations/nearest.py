@@ -10,7 +10,7 @@ import numpy as np
 from edgekd.compress.graph import open_at, save
 from edgekd.compress.oracles.fused import relative_error
 from edgekd.compress.oracles.identity import first_difference, run_few
-from edgekd.compress.smooth import smooth
+from edgekd.compress.activations.smooth import smooth
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.stages.artifacts import PREPARED
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from edgekd.compress.quantizers.write import QuantizedGraph
-    from edgekd.compress.ranges import CalibrationSamples
+    from edgekd.compress.activations.ranges import CalibrationSamples
     from edgekd.config.target import Scheme
     from edgekd.runtime.session import Feeds
 

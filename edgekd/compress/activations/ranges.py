@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.compress.extremes import find_extremes, float_tensors
+from edgekd.compress.activations.extremes import find_extremes, float_tensors
 from edgekd.compress.graph import open_at
-from edgekd.compress.masks import find_masked
+from edgekd.compress.activations.masks import find_masked
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.gram.npz import INPUT_PREFIX, read_headers, stream_rows
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
-    from edgekd.compress.extremes import Number
+    from edgekd.compress.activations.extremes import Number
     from edgekd.config.target import Calibration, Scheme
     from edgekd.gram.npz import Header
     from edgekd.runtime.session import Array

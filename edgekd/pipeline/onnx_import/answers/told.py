@@ -11,14 +11,14 @@ import numpy as np
 from edgekd.gram.measures.guess import guess_kind
 from edgekd.gram.measures.rows import as_rows, lengths
 from edgekd.gram.output_kind import CLASS_AXES, OutputKind
-from edgekd.pipeline.onnx_import.last_operator import NORMALIZE, TOKENS
+from edgekd.pipeline.onnx_import.answers.last_operator import NORMALIZE, TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from edgekd.gram.npz import Array
     from edgekd.gram.output_kind import OutputName
-    from edgekd.pipeline.onnx_import.last_operator import LastOperator
+    from edgekd.pipeline.onnx_import.answers.last_operator import LastOperator
 
 #: What in the values of an output makes it be taken for a kind.
 _LOOKS: dict[OutputName, str] = {

@@ -9,7 +9,7 @@ from edgekd.compress.blame import blame
 from edgekd.compress.switchboard import restore_float
 from edgekd.gram.blame import AddedLatency, Blame
 from edgekd.pipeline.target.context import LIBRARIES
-from edgekd.pipeline.target.examine import open_examiner, time_beside_int8
+from edgekd.pipeline.target.repair.examine import open_examiner, time_beside_int8
 from edgekd.stages.stage import Done, StageSpec
 
 if TYPE_CHECKING:
