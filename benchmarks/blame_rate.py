@@ -19,9 +19,9 @@ from common import TASKS, arguments, export, parse, write_result
 
 import edgekd
 from edgekd.compress import quantize
+from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.compress.blame import blame
 from edgekd.compress.partial import SAMPLES, Examiner, SampleFacts
-from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.compress.variants import CandidateSpec
 from edgekd.config.target import load_calibration
 from edgekd.stages.artifacts import CALIBRATION, PREPARED, QDQ, onnx_name

@@ -17,9 +17,9 @@ from calibration_memory import TARGET, write_network, write_samples
 from common import arguments, parse, write_result
 
 from edgekd.compress import quantize
+from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.compress.oracles.fused import fused_difference
 from edgekd.compress.quantizers.masked import survey
-from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.compress.variants import CandidateSpec
 from edgekd.config.target import load_calibration
 from edgekd.devices.targets import load_target

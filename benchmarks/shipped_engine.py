@@ -41,8 +41,8 @@ from side_by_side import (
 
 import edgekd
 from edgekd.cli.terminal import choose_observer
-from edgekd.compress.graph import drop_embeddings
 from edgekd.compress.activations.ranges import CalibrationSamples
+from edgekd.compress.graph import drop_embeddings
 from edgekd.config.recipe import ProfileConfig
 from edgekd.config.target import load_calibration
 from edgekd.devices.browser.device import BrowserDevice

@@ -6,6 +6,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from edgekd.compress.activations.nearest import write_nearest
+from edgekd.compress.activations.range_search import SAMPLES, shrink_ranges
+from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.compress.graph import save
 from edgekd.compress.oracles import identity
 from edgekd.compress.oracles.fp16_identity import require_same_in_half
@@ -16,10 +19,7 @@ from edgekd.compress.quantizers.levels import LARGEST
 from edgekd.compress.quantizers.names import Names
 from edgekd.compress.quantizers.prepare import open_samples, refusals
 from edgekd.compress.quantizers.registry import find_quantizer
-from edgekd.compress.activations.nearest import write_nearest
 from edgekd.compress.quantizers.write import write_quantized
-from edgekd.compress.activations.range_search import SAMPLES, shrink_ranges
-from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.compress.rounding import reconstruct
 from edgekd.compress.tables import require_same_rows
 from edgekd.compress.variants import Candidate, CandidateSpec, has_half, write_variants

@@ -16,11 +16,9 @@ from edgekd.gram.gate import AS_IS as AS_IS_ROW
 from edgekd.gram.gate import GIVEN
 from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.probe import Probe
-from edgekd.pipeline.onnx_import.as_is import AS_IS, import_as_is
 from edgekd.pipeline.onnx_import.answers.own_metric import load_metric
 from edgekd.pipeline.onnx_import.file.read import weight_files
-from edgekd.pipeline.onnx_import.source import NETWORK, OnnxSource
-from edgekd.pipeline.onnx_import.stage import ImportedModel, import_onnx
+from edgekd.pipeline.onnx_import.source import AS_IS, NETWORK, ImportedModel, OnnxSource
 from edgekd.pipeline.source import GivenCandidate
 from edgekd.pipeline.target.context import OUTPUTS
 from edgekd.pipeline.target.outputs import probe_variants, run_on_host
@@ -140,6 +138,9 @@ def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
     metric = load_metric(config.metric) if config.metric else None
 
     def run(folder: Path, report: StageReporter) -> ImportedModel:
+        from edgekd.pipeline.onnx_import.as_is import import_as_is
+        from edgekd.pipeline.onnx_import.stage import import_onnx
+
         only = OutputConfig(kind=config.kind, threshold=config.threshold)
         source = OnnxSource(
             model, calibration, test, config.taps, config.asked, only, config.state_pairs, config.fix, metric

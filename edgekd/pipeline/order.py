@@ -12,15 +12,15 @@ from edgekd.pipeline.pruning import PRUNE, PRUNE_CHECK
 from edgekd.pipeline.rehearsal import REHEARSAL
 from edgekd.pipeline.target.agree.origin import REFORM
 from edgekd.pipeline.target.agree.stage import AGREE
-from edgekd.pipeline.target.repair.blame import BLAME
 from edgekd.pipeline.target.compile import COMPILE, compiles
 from edgekd.pipeline.target.details import DETAILS
 from edgekd.pipeline.target.evaluate import CHECK, EVALUATE
 from edgekd.pipeline.target.judge import JUDGE
 from edgekd.pipeline.target.missing import MISSING
-from edgekd.pipeline.target.repair.outlook import OUTLOOK
 from edgekd.pipeline.target.package import BUNDLE, PROFILE
 from edgekd.pipeline.target.quantize import QUANTIZE
+from edgekd.pipeline.target.repair.blame import BLAME
+from edgekd.pipeline.target.repair.outlook import OUTLOOK
 from edgekd.pipeline.target.repair.stage import REPAIR
 from edgekd.pipeline.target.robustness import ROBUSTNESS_SHIPPED
 from edgekd.pipeline.target.verify import VERIFY

@@ -13,10 +13,10 @@ from edgekd.files import make_folder
 from edgekd.pipeline.build import prepare
 from edgekd.pipeline.output import writing
 from edgekd.pipeline.target.agree.stage import AGREE, agree
-from edgekd.pipeline.target.repair.blame import BLAME
 from edgekd.pipeline.target.compile import COMPILE
 from edgekd.pipeline.target.evaluate import CHECK, EVALUATE
 from edgekd.pipeline.target.quantize import QUANTIZE
+from edgekd.pipeline.target.repair.blame import BLAME
 from edgekd.pipeline.target.run import check as check_target
 from edgekd.pipeline.target.run import find_blame
 from edgekd.stages.progress import Silent

@@ -4,9 +4,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.compress.quantizers.write import write_quantized
-from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.config.target import Calibration, Scheme
 
 USUAL = Scheme(activations="uint8", symmetric_activations=False)

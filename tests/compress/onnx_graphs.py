@@ -5,9 +5,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
+from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.compress.quantizers.write import write_quantized
-from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.config.target import Calibration, Scheme
 
 USUAL = Scheme(activations="uint8", symmetric_activations=False)

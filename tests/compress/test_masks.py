@@ -7,10 +7,10 @@ import pytest
 from int8 import SYMMETRIC, USUAL, int8, run
 from onnx import TensorProto, helper, numpy_helper
 
+from edgekd.compress.activations.ranges import CalibrationSamples, find_ranges
 from edgekd.compress.qdq_map import find_sites
 from edgekd.compress.quantizers.masked import leave_float, survey
 from edgekd.compress.quantizers.prepare import prepare
-from edgekd.compress.activations.ranges import CalibrationSamples, find_ranges
 from edgekd.config.target import Calibration
 from edgekd.errors import ModelError
 from edgekd.stages.artifacts import PREPARED

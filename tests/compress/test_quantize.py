@@ -8,8 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
 from edgekd.compress import quantize
-from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.compress.activations.ranges import CalibrationSamples
+from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.compress.variants import CandidateSpec, write_variants
 from edgekd.config.target import DEFAULT_OPERATORS, Calibration, Scheme
 from edgekd.errors import ModelError, TargetError

@@ -5,9 +5,9 @@ from fusion import MODALITIES, snr_db, split_samples
 from int8 import CALIBRATION, USUAL, int8, run
 from onnx import numpy_helper
 
-from edgekd.compress.graph import initializers, producers
 from edgekd.compress.activations.range_search import shrink_ranges
 from edgekd.compress.activations.ranges import CalibrationSamples
+from edgekd.compress.graph import initializers, producers
 from edgekd.compress.switchboard import Switchboard
 from edgekd.gram.drift import sample_drifts
 from edgekd.gram.npz import embeddings_of

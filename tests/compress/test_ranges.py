@@ -12,8 +12,8 @@ from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibra
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgekd.compress.activations.extremes import activation_bytes
-from edgekd.compress.quantizers.prepare import open_samples
 from edgekd.compress.activations.ranges import CalibrationSamples, find_ranges, least_error_range
+from edgekd.compress.quantizers.prepare import open_samples
 from edgekd.config.target import Calibration, Scheme
 from edgekd.errors import ModelError
 

@@ -7,9 +7,9 @@ from int8 import CALIBRATION, SYMMETRIC, USUAL, int8, run
 from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
+from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.compress.graph import save
 from edgekd.compress.layers import find_layers
-from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.compress.rounding import LayerMoments, choose_levels, reconstruct
 from edgekd.config.target import Calibration
 

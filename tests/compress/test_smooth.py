@@ -8,11 +8,11 @@ import pytest
 from int8 import USUAL, run
 from onnx_graphs import error, graph, node, random, samples, stored
 
+from edgekd.compress.activations.nearest import write_nearest
+from edgekd.compress.activations.smooth import smooth
 from edgekd.compress.quantizers.prepare import open_samples
 from edgekd.compress.quantizers.registry import find_quantizer
-from edgekd.compress.activations.nearest import write_nearest
 from edgekd.compress.quantizers.write import write_quantized
-from edgekd.compress.activations.smooth import smooth
 from edgekd.config.target import Calibration
 
 TIME, WIDTH = 10, 32

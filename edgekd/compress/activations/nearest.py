@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.compress.activations.smooth import smooth
 from edgekd.compress.graph import open_at, save
 from edgekd.compress.oracles.fused import relative_error
 from edgekd.compress.oracles.identity import first_difference, run_few
-from edgekd.compress.activations.smooth import smooth
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.stages.artifacts import PREPARED
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
-    from edgekd.compress.quantizers.write import QuantizedGraph
     from edgekd.compress.activations.ranges import CalibrationSamples
+    from edgekd.compress.quantizers.quantizer import QuantizedGraph
     from edgekd.config.target import Scheme
     from edgekd.runtime.session import Feeds
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.compress.activations.extremes import find_extremes, float_tensors
-from edgekd.compress.graph import open_at
 from edgekd.compress.activations.masks import find_masked
+from edgekd.compress.graph import open_at
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.gram.npz import INPUT_PREFIX, read_headers, stream_rows

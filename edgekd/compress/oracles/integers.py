@@ -107,8 +107,8 @@ class _Reader:
 
     def rounding(self, node: NodeProto) -> NodeProto:
         """Read DynamicQuantizeLinear: its result is what it was given, in steps of 1."""
-        self._store(np.float32(1), node.output[1])
-        self._store(np.float32(0), node.output[2])
+        self._store(np.array(1, np.float32), node.output[1])
+        self._store(np.array(0, np.float32), node.output[2])
         return self._node("Identity", node.input[:1], node.output[:1], node.name)
 
     def product(self, node: NodeProto) -> NodeProto:
@@ -181,7 +181,7 @@ class _Reader:
         steps = float(np.sqrt(np.mean(np.square(levels - exact / scale)))) if exact.size else 0.0
         if not steps <= _STEPS:
             raise _WrongWeight(Difference(node.name, f"its weight is {steps:.3g} steps off"))
-        return exact
+        return np.asarray(exact)
 
     def _value(self, name: str) -> Array:
         value: Array = self._helper.to_array(self._stored[name])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from edgekd.compress.oracles.identity import SAMPLES
 from edgekd.compress.oracles.integers import first_miswritten
 from edgekd.compress.quantizers.prepare import prepare, refusals
-from edgekd.compress.quantizers.units import unlike_layers
-from edgekd.compress.quantizers.write import RANGED, QuantizedGraph
+from edgekd.compress.quantizers.quantizer import QuantizedGraph
+from edgekd.compress.quantizers.units import RANGED, unlike_layers
 from edgekd.compress.stored_layers import OPERATORS
 from edgekd.errors import ModelError
 from edgekd.files import need, quiet
@@ -17,8 +17,8 @@ from edgekd.stages.artifacts import PREPARED
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekd.compress.quantizers.quantizer import Quantizer
     from edgekd.compress.activations.ranges import CalibrationSamples
+    from edgekd.compress.quantizers.quantizer import Quantizer
     from edgekd.config.target import Scheme
 
 #: Nodes that may be returned to float one by one, since the oracle finds them wrong.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekd.compress.quantizers.quantizer import Quantizer
 from edgekd.compress.activations.ranges import CalibrationSamples, find_ranges
+from edgekd.compress.quantizers.quantizer import Quantizer
 from edgekd.files import need
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgekd.compress.activations.extremes import activation_bytes
+from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.compress.graph import drop_unread, save
 from edgekd.compress.oracles.identity import first_difference
 from edgekd.compress.quantizers.canonical import make_canonical
-from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.stages.artifacts import PREPARED

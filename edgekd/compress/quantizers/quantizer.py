@@ -53,3 +53,16 @@ class Quantizer:
     pairs: bool = True
     runtimes: tuple[str, ...] = ()
     unsuitable: Callable[[GraphWork], str | None] = _suits
+
+
+@dataclass(frozen=True)
+class QuantizedGraph:
+    """A graph whose weights are rounded to the nearest level.
+
+    Attributes:
+        path: Its file.
+        notes: Sentences for the user on what stays float, and why.
+    """
+
+    path: Path
+    notes: tuple[str, ...]

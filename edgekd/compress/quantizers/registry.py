@@ -14,8 +14,8 @@ from edgekd.plugins import guarded, import_plugin, is_plugin
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from edgekd.compress.quantizers.quantizer import Write
     from edgekd.compress.activations.ranges import CalibrationSamples
+    from edgekd.compress.quantizers.quantizer import Write
     from edgekd.config.target import Scheme
 
 #: The first is the one that a target has by default.

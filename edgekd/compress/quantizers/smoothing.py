@@ -71,11 +71,12 @@ def find_factors(
     tensors = list(weights)
     if not tensors:
         return {}
-    session, reach = open_at(model, tensors), dict.fromkeys(tensors, np.float32(0))
-    seen: dict[str, list[_Seen]] = {name: [] for name in tensors}
+    session = open_at(model, tensors)
+    reach: dict[str, Floats] = {name: np.zeros(1, np.float32) for name in tensors}
+    seen: dict[str, list[_ActivationSample]] = {name: [] for name in tensors}
     for index, feeds in enumerate(samples.fewer(_RANGED)):
         for name, x in zip(tensors, run_few(session, tensors, feeds), strict=True):
-            part = _Seen.of(x)
+            part = _ActivationSample.of(x)
             reach[name] = np.maximum(reach[name], np.maximum(-part.low, part.high))
             seen[name] += [part] if index < _JUDGED else []
     finite = [name for name in tensors if np.isfinite(reach[name]).all()]
@@ -84,7 +85,7 @@ def find_factors(
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _ActivationSample:
     """What is kept of an activation of one sample.
 
     Attributes:
@@ -98,9 +99,13 @@ class _Seen:
     rows: Floats
 
     @classmethod
-    def of(cls, x: Array) -> _Seen:
+    def of(cls, x: Array) -> _ActivationSample:
         rows = x.reshape(-1, x.shape[-1])
-        few = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _ROWS)).astype(int)) if len(rows) else []
+        few = (
+            np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _ROWS)).astype(int))
+            if len(rows)
+            else np.zeros(0, int)
+        )
         return cls(rows.min(0, initial=0), rows.max(0, initial=0), rows[few].copy())
 
     def rounded(self, factors: Floats) -> Floats:
@@ -112,7 +117,7 @@ class _Seen:
         return rounded
 
 
-def _best(reach: Floats, weights: Sequence[Array], seen: Sequence[_Seen], scheme: Scheme) -> Floats | None:
+def _best(reach: Floats, weights: Sequence[Array], seen: Sequence[_ActivationSample], scheme: Scheme) -> Floats | None:
     """Return the factors with the least squared error of the products; None where those gain too little."""
     tried = _factors(reach, weights)
     errors = [sum(_error(weight, factors, seen, scheme) for weight in weights) for factors in tried]
@@ -133,7 +138,7 @@ def _factors(reach: Floats, weights: Sequence[Array]) -> list[Floats]:
     return found
 
 
-def _error(weight: Array, factors: Floats, seen: Sequence[_Seen], scheme: Scheme) -> float:
+def _error(weight: Array, factors: Floats, seen: Sequence[_ActivationSample], scheme: Scheme) -> float:
     """Return the squared error of the products with one weight, both sides rounded after the factors."""
     axes = 0 if scheme.per_channel else None
     levels, scale = to_levels(weight / factors[:, None], axes, LARGEST[scheme.reduce_range])

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     Doubles = NDArray[np.float64]
 
+#: Samples that tell the ranges of raw channels.
+RANGED = 64
+
 #: What a step of INT8 in one channel may change a layer's output by, as a share of what the channels change it by. It
 #: is about 1 / 255 where all have one unit.
 _LARGEST_SHARE = 1 / 16

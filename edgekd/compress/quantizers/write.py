@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgekd.compress.graph import save, sort_nodes, unquantize_outputs
@@ -12,9 +12,10 @@ from edgekd.compress.quantizers.idle import drop_idle
 from edgekd.compress.quantizers.kept import read_float, with_limits
 from edgekd.compress.quantizers.masked import leave_float, survey
 from edgekd.compress.quantizers.prepare import QuantizerRefusal, prepare, refusals
+from edgekd.compress.quantizers.quantizer import QuantizedGraph
 from edgekd.compress.quantizers.raw import raw_nodes
 from edgekd.compress.quantizers.stored import quantize_stored
-from edgekd.compress.quantizers.units import unlike_layers
+from edgekd.compress.quantizers.units import RANGED, unlike_layers
 from edgekd.errors import ModelError
 from edgekd.files import need, quiet
 from edgekd.stages.artifacts import PREPARED, QDQ
@@ -25,28 +26,13 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
-    from edgekd.compress.quantizers.quantizer import Quantizer
     from edgekd.compress.activations.ranges import CalibrationSamples
+    from edgekd.compress.quantizers.quantizer import Quantizer
     from edgekd.config.target import Scheme
     from edgekd.runtime.session import Feeds
 
-#: Samples that tell the ranges of raw channels.
-RANGED = 64
 #: Nodes that may be returned to float one by one, since the quantizer refuses them or gets them wrong.
 _MOST = 16
-
-
-@dataclass(frozen=True)
-class QuantizedGraph:
-    """A QDQ graph whose weights are rounded to the nearest level.
-
-    Attributes:
-        path: Its file.
-        notes: Sentences for the user on what stays float, and why.
-    """
-
-    path: Path
-    notes: tuple[str, ...]
 
 
 def write_quantized(

@@ -15,9 +15,10 @@ from edgekd.config.recipe import OutputConfig
 from edgekd.errors import ModelError, nearest
 from edgekd.files import need
 from edgekd.gram.gate import GIVEN
-from edgekd.pipeline.onnx_import.graph import Extension
 from edgekd.pipeline.onnx_import.file.read import weight_files
-from edgekd.pipeline.onnx_import.stage import ImportedModel, import_onnx
+from edgekd.pipeline.onnx_import.graph import Extension
+from edgekd.pipeline.onnx_import.source import AS_IS, ImportedModel
+from edgekd.pipeline.onnx_import.stage import import_onnx
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.feeds import read_feeds
 from edgekd.stages.artifacts import (
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
 
     from edgekd.pipeline.onnx_import.source import OnnxSource
     from edgekd.runtime.session import Array, Feeds, TensorSpec
-
-#: Name of the candidate, and of the folder of its graphs.
-AS_IS = "as-is"
 
 #: File of the reference whose inputs are of the model's types.
 _REFERENCE = "reference.onnx"

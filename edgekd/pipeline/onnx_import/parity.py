@@ -12,10 +12,10 @@ import numpy as np
 from edgekd.errors import ModelError
 from edgekd.files import need
 from edgekd.gram.npz import EMBEDDING_PREFIX
+from edgekd.pipeline.onnx_import.file.single import has_half
 from edgekd.pipeline.onnx_import.graph import keep_tensors
 from edgekd.pipeline.onnx_import.inputs import input_specs, unbatched
 from edgekd.pipeline.onnx_import.observe import observing
-from edgekd.pipeline.onnx_import.file.single import has_half
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.session import run_behind
 

@@ -12,8 +12,8 @@ import numpy as np
 from edgekd.errors import ModelError, nearest
 from edgekd.gram.nest import TARGET, unflatten
 from edgekd.gram.npz import CARRIED_PREFIX, INPUT_PREFIX
-from edgekd.pipeline.onnx_import.inputs import state_shape
 from edgekd.pipeline.onnx_import.answers.targets import read_targets
+from edgekd.pipeline.onnx_import.inputs import state_shape
 from edgekd.runtime.session import open_arrays, write_arrays
 from edgekd.stages.labels import UNLABELLED
 

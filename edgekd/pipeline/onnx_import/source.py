@@ -1,11 +1,14 @@
-"""A trained model and its samples, as a user names them."""
+"""A trained model and its samples: as a user names them, and as they are imported."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from edgekd.compress.variants import Candidate  # noqa: TC001  # the type of a stage's result is looked up when it is read back
 from edgekd.gram.gate import GIVEN
+from edgekd.pipeline.onnx_import.taps import TensorTap  # noqa: TC001  # likewise
+from edgekd.stages.artifacts import Exported  # noqa: TC001  # likewise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 
 #: Name of the float graph that is written.
 NETWORK = "float"
+
+#: Name of the candidate that a model which is built as it is becomes, and of the folder of its graphs.
+AS_IS = "as-is"
 
 
 @dataclass(frozen=True)
@@ -51,3 +57,24 @@ class OnnxSource:
     def network(self) -> str:
         """Name of the graph that is written, as the ledger's row of it is called."""
         return GIVEN if self.as_is else NETWORK
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """An imported model: ``float.onnx`` with its own outputs and the embeddings, its samples, and its probes of them.
+
+    Attributes:
+        exported: The export, as of a network that was trained here; ``parity`` is against the user's own file.
+        modalities: For each modality where its embedding is read.
+        notes: Sentences for the user on how model and samples were read.
+        reasons: Why each output is taken for its kind, as a phrase.
+        given: The candidate that a model which stays as it is is; None for a model that is quantized here.
+        deploy_logit_error: Largest |difference| of an output between the two variants of that candidate.
+    """
+
+    exported: Exported
+    modalities: dict[str, TensorTap]
+    notes: tuple[str, ...]
+    reasons: dict[str, str]
+    given: Candidate | None = None
+    deploy_logit_error: float = 0.0

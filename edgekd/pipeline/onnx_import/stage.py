@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgekd.compress.graph import save
-from edgekd.compress.variants import Candidate  # noqa: TC001  # the type of a stage's result, too
 from edgekd.errors import ModelError
 from edgekd.gram.npz import INPUT_PREFIX, answers_of, embeddings_of
 from edgekd.gram.probe import Probe
-from edgekd.pipeline.onnx_import.batch import free_batch, held_batch
 from edgekd.pipeline.onnx_import.answers.facts import as_labelled, has_two_values, read_facts, try_metric
+from edgekd.pipeline.onnx_import.batch import free_batch, held_batch
 from edgekd.pipeline.onnx_import.file.fixed import fix_inputs, fixed_values, require_fixed, settle_branches
+from edgekd.pipeline.onnx_import.file.read import read_model
+from edgekd.pipeline.onnx_import.file.trial import require_end
 from edgekd.pipeline.onnx_import.inputs import batch_inputs, input_specs, states, unbatched, with_batch
 from edgekd.pipeline.onnx_import.outputs import choose_outputs, write_outputs
 from edgekd.pipeline.onnx_import.parity import compare
-from edgekd.pipeline.onnx_import.file.read import read_model
 from edgekd.pipeline.onnx_import.samples import NpzSamples, hold_back, read_samples, shared, split
-from edgekd.pipeline.onnx_import.source import NETWORK, OnnxSource
+from edgekd.pipeline.onnx_import.source import NETWORK, ImportedModel, OnnxSource
 from edgekd.pipeline.onnx_import.states import carry, describe_states, find_states, fix_sizes, keep_constant
 from edgekd.pipeline.onnx_import.tail import cut_tail, write_tail
-from edgekd.pipeline.onnx_import.taps import TensorTap  # noqa: TC001  # the type of a stage's result is looked up when it is read back
-from edgekd.pipeline.onnx_import.file.trial import require_end
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.manifest import POSTPROCESS
 from edgekd.runtime.measure.machine import usable_cores
@@ -40,27 +38,6 @@ if TYPE_CHECKING:
 
 #: The most samples that run at a time.
 _BATCH = 64
-
-
-@dataclass(frozen=True)
-class ImportedModel:
-    """An imported model: ``float.onnx`` with its own outputs and the embeddings, its samples, and its probes of them.
-
-    Attributes:
-        exported: The export, as of a network that was trained here; ``parity`` is against the user's own file.
-        modalities: For each modality where its embedding is read.
-        notes: Sentences for the user on how model and samples were read.
-        reasons: Why each output is taken for its kind, as a phrase.
-        given: The candidate that a model which stays as it is is; None for a model that is quantized here.
-        deploy_logit_error: Largest |difference| of an output between the two variants of that candidate.
-    """
-
-    exported: Exported
-    modalities: dict[str, TensorTap]
-    notes: tuple[str, ...]
-    reasons: dict[str, str]
-    given: Candidate | None = None
-    deploy_logit_error: float = 0.0
 
 
 def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: int = 0) -> ImportedModel:

@@ -14,14 +14,14 @@ from edgekd.errors import ModelError, TargetError
 from edgekd.gram.gate import FINETUNED
 from edgekd.pipeline.publish import BUNDLE, ENGINES, REJECTED, Files, files_below
 from edgekd.pipeline.target.agree.stage import agree
-from edgekd.pipeline.target.repair.blame import blame_candidate
 from edgekd.pipeline.target.context import BUNDLED
 from edgekd.pipeline.target.details import detail_shipped
 from edgekd.pipeline.target.evaluate import Evaluation, evaluate
 from edgekd.pipeline.target.judge import judge_shipped
-from edgekd.pipeline.target.repair.outlook import promising
 from edgekd.pipeline.target.package import bundle, name_shipped, profile
 from edgekd.pipeline.target.quantize import requantize, write_candidates
+from edgekd.pipeline.target.repair.blame import blame_candidate
+from edgekd.pipeline.target.repair.outlook import promising
 from edgekd.pipeline.target.repair.stage import return_layers
 from edgekd.pipeline.target.result import candidate_results, target_result
 from edgekd.pipeline.target.robustness import measure_shipped

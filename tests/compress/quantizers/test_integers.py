@@ -8,9 +8,9 @@ from onnx import TensorProto, numpy_helper
 from onnx_graphs import graph, node, random, stored
 
 from edgekd.compress import quantize
+from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.compress.oracles.integers import first_miswritten
 from edgekd.compress.quantizers.dynamic import write as write_dynamic
-from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.compress.variants import CandidateSpec
 from edgekd.config.recipe import QuantizeConfig
 from edgekd.config.target import Calibration, Scheme, read_target

@@ -9,9 +9,9 @@ from fusion import MODALITIES, make_inputs, save_samples, snr_db
 from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
+from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.compress.quantizers.nncf import QUANTIZER
 from edgekd.compress.quantizers.write import write_quantized
-from edgekd.compress.activations.ranges import CalibrationSamples
 from edgekd.config.target import DEFAULT_OPERATORS, Calibration, Scheme
 from edgekd.errors import ModelError
 from edgekd.stages.artifacts import PREPARED

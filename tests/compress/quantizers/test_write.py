@@ -11,9 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_tensor_value_info
 from onnx_graphs import SYMMETRIC, USUAL, error, graph, int8_layers, node, quantize, random, readers, stored
 
+from edgekd.compress.activations.ranges import find_ranges
 from edgekd.compress.quantizers.quantizer import Quantizer
 from edgekd.compress.quantizers.registry import find_quantizer
-from edgekd.compress.activations.ranges import find_ranges
 from edgekd.errors import ModelError
 
 W, V, B, C = random(8, 8), random(8, 3), random(8, seed=1), random(3, seed=1)

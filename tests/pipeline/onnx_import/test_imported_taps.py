@@ -6,8 +6,8 @@ from graphs import node, tensor
 from onnx import helper
 from user import run_user
 
-from edgekd.pipeline.onnx_import.graph import Extension
 from edgekd.pipeline.onnx_import.file.read import read_model
+from edgekd.pipeline.onnx_import.graph import Extension
 from edgekd.pipeline.onnx_import.taps import channels_first, meeting_taps, pool
 
 

@@ -12,8 +12,8 @@ import edgekd
 from edgekd.cli.main import main
 from edgekd.config.loading import model_recipe
 from edgekd.config.recipe import ModelConfig
-from edgekd.pipeline.target.repair.stage import outlook
 from edgekd.pipeline.target.repair.outlook import Outlook
+from edgekd.pipeline.target.repair.stage import outlook
 from edgekd.runtime.measure.results import Quantile
 
 WIDTH, DEPTH = 12, 20

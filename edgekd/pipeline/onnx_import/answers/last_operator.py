@@ -58,12 +58,12 @@ class LastOperator:
 
 def last_operators(graph: GraphProto) -> dict[str, LastOperator]:
     """Return what each output of a graph ends in; without those that are inputs, or in which several operators end."""
-    search = _Search(graph)
+    search = _EndSearch(graph)
     found = {output.name: search.behind(output.name) for output in graph.output}
     return {name: last for name, last in found.items() if last is not None}
 
 
-class _Search:
+class _EndSearch:
     """Follows tensors of one graph back to what computes their values."""
 
     def __init__(self, graph: GraphProto) -> None:
@@ -123,7 +123,7 @@ class _Search:
     def _is_over_tokens(self, node: NodeProto) -> bool:
         """Whether a node averages over the second dimension alone, where sequences have their steps."""
         axes = _attributes(node).get("axes") or (self._values(node.input[1]) if len(node.input) > 1 else None)
-        listed = [] if axes is None else np.ravel(axes).tolist()
+        listed = [] if axes is None else np.asarray(axes).ravel().tolist()
         return node.op_type == "ReduceMean" and listed in ([1], [-2])
 
     def _is_masked_mean(self, node: NodeProto) -> bool:

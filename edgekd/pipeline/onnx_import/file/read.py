@@ -12,12 +12,12 @@ from edgekd.compress.precision import is_quantized
 from edgekd.errors import ModelError, TaskError, nearest
 from edgekd.files import need
 from edgekd.pipeline.onnx_import.file.fixed import fold
-from edgekd.pipeline.onnx_import.graph import CONTROL_FLOW, keep_tensors
 from edgekd.pipeline.onnx_import.file.integrity import require_size, require_text, require_types, stored_tensors
 from edgekd.pipeline.onnx_import.file.normalize import normalize
 from edgekd.pipeline.onnx_import.file.single import make_single
 from edgekd.pipeline.onnx_import.file.stored import fold_stored
 from edgekd.pipeline.onnx_import.file.trial import require_end
+from edgekd.pipeline.onnx_import.graph import CONTROL_FLOW, keep_tensors
 from edgekd.runtime.backends.onnxruntime import open_engine
 
 if TYPE_CHECKING:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from edgekd.compress.oracles.deviation import Arithmetic
     from edgekd.config.target import Target
     from edgekd.devices.base import Device
+    from edgekd.pipeline.source import Origin
     from edgekd.pipeline.target.context import Context
     from edgekd.stages.progress import StageReporter
 
@@ -130,7 +131,8 @@ def agree(context: Context) -> tuple[Context, EngineAgreement]:
 
 def _agreed(context: Context, agreement: EngineAgreement, key: str, folder: Path) -> Context:
     """Return the target with the options and the graphs with which its library agrees."""
-    target, origin = context.target, context.origin
+    target = context.target
+    origin: Origin = context.origin
     if agreement.options:
         target = replace(target, options={**target.options, **agreement.options})
     if agreement.exported is not None:

@@ -19,8 +19,8 @@ from edgekd.files import scratch_folder
 from edgekd.gram.nest import targets_of
 from edgekd.gram.verdict import Verdict  # noqa: TC001  # msgspec reads the annotations of Repaired
 from edgekd.pipeline.target.context import OUTPUTS, LedgerStep, PreparedCandidate
-from edgekd.pipeline.target.repair.examine import open_examiner, time_beside_int8, time_engines
 from edgekd.pipeline.target.outputs import probe_variants, run_on_host
+from edgekd.pipeline.target.repair.examine import open_examiner, time_beside_int8, time_engines
 from edgekd.runtime.session import open_arrays
 from edgekd.stages.artifacts import DEPLOY
 from edgekd.stages.judging import keep_choosing_ledger
@@ -114,7 +114,9 @@ def return_layers(
         begin = time.monotonic() - spent_s
         done = Repaired(None, candidate.deploy_logit_error, (), "fail")
         examiner = open_examiner(context, candidate)
-        race = _Race(context, runs=mode == "auto" and context.timed and context.recipe.quantize.precision == "best")
+        race = _TimedRace(
+            context, runs=mode == "auto" and context.timed and context.recipe.quantize.precision == "best"
+        )
 
         def judge(graph: onnx.ModelProto) -> Verdict:
             nonlocal done
@@ -169,7 +171,7 @@ def return_layers(
 
 
 @dataclass
-class _Race:
+class _TimedRace:
     """A repaired network beside the float one, which is written once.
 
     Attributes:
