@@ -162,12 +162,6 @@ def write_outputs(model: ModelProto, outputs: Outputs, samples: NpzSamples) -> d
     }
 
 
-def added_axes(shape: Sequence[int]) -> list[int]:
-    """Return the dimensions that an answer gets, so as to have a row for each sample: one for rows, one for numbers."""
-    rows = [] if shape[:1] == (1,) else [0]
-    return [*rows, 1] if len(shape) + len(rows) == 1 else rows
-
-
 def _keep_answer(extension: Extension, name: str, example: Mapping[str, Array]) -> None:
     """Let an output have a row for each sample, and in it more than a single number, under its own name."""
     shape = example[name].shape

@@ -11,9 +11,8 @@ import numpy as np
 from edgekd.compress.graph import WEIGHT_BEARING, layer_name, producers, reads, rename, save
 from edgekd.errors import ModelError, TaskError
 from edgekd.files import need
-from edgekd.pipeline.onnx_import.graph import Extension, behind_weights, copy_values
+from edgekd.pipeline.onnx_import.graph import Extension, added_axes, behind_weights, copy_values
 from edgekd.pipeline.onnx_import.observe import observing
-from edgekd.pipeline.onnx_import.outputs import added_axes
 from edgekd.pipeline.onnx_import.sizes import SUPPRESSION, Sizes, data_sizes
 from edgekd.runtime.manifest import POSTPROCESS
 
