@@ -57,6 +57,12 @@ def keep_tensors(graph: GraphProto) -> None:
     graph.output.extend(kept)
 
 
+def added_axes(shape: Sequence[int]) -> list[int]:
+    """Return the dimensions that an answer gets, so as to have a row for each sample: one for rows, one for numbers."""
+    rows = [] if shape[:1] == (1,) else [0]
+    return [*rows, 1] if len(shape) + len(rows) == 1 else rows
+
+
 class Extension:
     """Adds nodes to a model's graph, in place.
 
