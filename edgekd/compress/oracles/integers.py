@@ -107,8 +107,8 @@ class _Reader:
 
     def rounding(self, node: NodeProto) -> NodeProto:
         """Read DynamicQuantizeLinear: its result is what it was given, in steps of 1."""
-        self._store(np.float32(1), node.output[1])
-        self._store(np.float32(0), node.output[2])
+        self._store(np.array(1, np.float32), node.output[1])
+        self._store(np.array(0, np.float32), node.output[2])
         return self._node("Identity", node.input[:1], node.output[:1], node.name)
 
     def product(self, node: NodeProto) -> NodeProto:
@@ -151,7 +151,8 @@ class _Reader:
         given, original = self._made[node.input[0]].input[0], self._floats[node.name].input[0]
         if given == original:
             return _ONE
-        return self._value(self._made[given].input[1]).astype(np.float64)[:, None]
+        factors: Array = self._value(self._made[given].input[1]).astype(np.float64)[:, None]
+        return factors
 
     def _scale_of(self, node: NodeProto) -> Array:
         """Return the stored factor of the product that the sums of a MatMulInteger are multiplied by."""

@@ -8,7 +8,6 @@ from edgekd.compress.oracles.identity import SAMPLES
 from edgekd.compress.oracles.integers import first_miswritten
 from edgekd.compress.quantizers.prepare import prepare, refusals
 from edgekd.compress.quantizers.units import unlike_layers
-from edgekd.compress.quantizers.write import RANGED, QuantizedGraph
 from edgekd.compress.stored_layers import OPERATORS
 from edgekd.errors import ModelError
 from edgekd.files import need, quiet
@@ -17,17 +16,21 @@ from edgekd.stages.artifacts import PREPARED
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from onnx import ModelProto
+
     from edgekd.compress.quantizers.quantizer import Quantizer
     from edgekd.compress.ranges import CalibrationSamples
     from edgekd.config.target import Scheme
 
+#: Samples that tell the ranges of raw channels.
+_RANGED = 64
 #: Nodes that may be returned to float one by one, since the oracle finds them wrong.
 _MOST = 16
 
 
 def write_integers(
     quantizer: Quantizer, model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path
-) -> QuantizedGraph:
+) -> tuple[ModelProto, tuple[str, ...]]:
     """Write a float graph in integer operators, by a quantizer that writes no Q/DQ pairs.
 
     A node that the oracle finds wrong stays float, as does one that reads raw channels of unlike units.
@@ -39,6 +42,9 @@ def write_integers(
         scheme: How the target wants INT8.
         work: An existing folder for the files; the float graph that was quantized is left there too.
 
+    Returns:
+        The graph, and sentences for the user on what stays float, and why.
+
     Raises:
         ModelError: A library cannot take the graph, or the result is another network.
     """
@@ -47,14 +53,15 @@ def write_integers(
         feeds = list(one_by_one.fewer(SAMPLES))
         floats, strange = prepare(model, feeds, OPERATORS, work)
         kinds = {node.name: node.op_type for node in floats.graph.node}
-        strange = {**unlike_layers(floats, list(samples.fewer(RANGED))), **strange}
+        strange = {**unlike_layers(floats, list(samples.fewer(_RANGED))), **strange}
         kept = {name: reason for name, reason in strange.items() if kinds[name] in OPERATORS}
         while True:
             path = quantizer.write(work / PREPARED, one_by_one, scheme, work, kept)
-            wrong = first_miswritten(need("onnx", "build").load(str(path)), floats, feeds)
+            graph = need("onnx", "build").load(str(path))
+            wrong = first_miswritten(graph, floats, feeds)
             if wrong is None:
                 break
             if wrong.node not in kinds or wrong.node in kept or len(kept) >= _MOST:
                 raise ModelError(f"{model}: '{wrong.node}' cannot be quantized, nor stay float: {wrong.reason}")
             kept[wrong.node] = f"{quantizer.title} changes the network: {wrong.reason}"
-    return QuantizedGraph(path, tuple(f"'{name}' ({kinds[name]}) stays float: {kept[name]}" for name in kept))
+    return graph, tuple(f"'{name}' ({kinds[name]}) stays float: {kept[name]}" for name in kept)

@@ -71,7 +71,8 @@ def find_factors(
     tensors = list(weights)
     if not tensors:
         return {}
-    session, reach = open_at(model, tensors), dict.fromkeys(tensors, np.float32(0))
+    session = open_at(model, tensors)
+    reach: dict[str, Floats] = dict.fromkeys(tensors, np.zeros(1, np.float32))
     seen: dict[str, list[_Seen]] = {name: [] for name in tensors}
     for index, feeds in enumerate(samples.fewer(_RANGED)):
         for name, x in zip(tensors, run_few(session, tensors, feeds), strict=True):
@@ -100,8 +101,8 @@ class _Seen:
     @classmethod
     def of(cls, x: Array) -> _Seen:
         rows = x.reshape(-1, x.shape[-1])
-        few = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _ROWS)).astype(int)) if len(rows) else []
-        return cls(rows.min(0, initial=0), rows.max(0, initial=0), rows[few].copy())
+        few = rows[:: max(len(rows) // _ROWS, 1)].copy()
+        return cls(rows.min(0, initial=0), rows.max(0, initial=0), few)
 
     def rounded(self, factors: Floats) -> Floats:
         """Return the rows times the factors, rounded to 255 steps over all extremes, as DynamicQuantizeLinear does."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edgekd.runtime.session import Feeds
 
 #: Samples that tell the ranges of raw channels.
-RANGED = 64
+_RANGED = 64
 #: Nodes that may be returned to float one by one, since the quantizer refuses them or gets them wrong.
 _MOST = 16
 
@@ -69,7 +69,7 @@ def write_quantized(
     with quiet(), refusals(model, quantizer.title, quantizer.error_modules(), quantizer.packages):
         feeds = list(samples.fewer(SAMPLES))
         floats, strange = prepare(model, feeds, scheme.operators, work)
-        strange = {**unlike_layers(floats, list(samples.fewer(RANGED))), **strange}
+        strange = {**unlike_layers(floats, list(samples.fewer(_RANGED))), **strange}
         masked = survey(work / PREPARED, samples)
         graph, notes = _Attempts(quantizer, model, floats, feeds, samples, scheme, work).search(strange)
         graph, of_masks = leave_float(graph, floats, masked)
