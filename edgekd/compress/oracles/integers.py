@@ -173,7 +173,7 @@ class _Reader:
             factors: What the activation is multiplied by, and the weight is divided by in return.
         """
         original = self._floats[node.name]
-        exact = self._helper.to_array(self._exact[original.input[index]])
+        exact: Array = self._helper.to_array(self._exact[original.input[index]])
         if original.op_type == "Gemm" and any(item.name == "transB" and item.i for item in original.attribute):
             exact = exact.T
         if exact.shape != levels.shape or len(factors) not in (1, len(exact)):
