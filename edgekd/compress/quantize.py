@@ -172,11 +172,10 @@ def _run_integers(
     """Write a candidate of integer operators, which has no ranges and no roundings to choose."""
     one_by_one = samples.one_by_one()
     with scratch_folder(folder) as work, quiet():
-        written = write_integers(find_quantizer(str(spec.quantizer)), model, samples, scheme, work)
-        graph = need("onnx", "build").load(str(written.path))
+        graph, notes = write_integers(find_quantizer(str(spec.quantizer)), model, samples, scheme, work)
         if not count_quantized(graph)[0]:
             raise ModelError(f"{model}: nothing in it could be quantized; {spec.name} is for stored matrices")
-        return replace(_write_same(graph, spec, one_by_one, scheme, folder / spec.name), notes=written.notes)
+        return replace(_write_same(graph, spec, one_by_one, scheme, folder / spec.name), notes=notes)
 
 
 def _write_same(

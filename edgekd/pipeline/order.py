@@ -141,7 +141,7 @@ ORDER = (
     OrderedStage(EXPORT, "opset", _trains),
     OrderedStage(ROBUSTNESS, "build", _measures_robustness),
     OrderedStage(IMPORT, "build", _imports),
-    OrderedStage(AGREE, "target", _always),
+    OrderedStage(AGREE, "target", _quantizes),
     OrderedStage(OUTLOOK, "target", _on_demand),
     OrderedStage(QUANTIZE, "target", _quantizes),
     OrderedStage(COMPILE, "target", _compiles),

@@ -151,7 +151,8 @@ class _Reader:
         given, original = self._made[node.input[0]].input[0], self._floats[node.name].input[0]
         if given == original:
             return _ONE
-        return self._value(self._made[given].input[1]).astype(np.float64)[:, None]
+        factors: Array = self._value(self._made[given].input[1]).astype(np.float64)[:, None]
+        return factors
 
     def _scale_of(self, node: NodeProto) -> Array:
         """Return the stored factor of the product that the sums of a MatMulInteger are multiplied by."""
@@ -172,7 +173,7 @@ class _Reader:
             factors: What the activation is multiplied by, and the weight is divided by in return.
         """
         original = self._floats[node.name]
-        exact = self._helper.to_array(self._exact[original.input[index]])
+        exact: Array = self._helper.to_array(self._exact[original.input[index]])
         if original.op_type == "Gemm" and any(item.name == "transB" and item.i for item in original.attribute):
             exact = exact.T
         if exact.shape != levels.shape or len(factors) not in (1, len(exact)):

@@ -47,7 +47,7 @@ def write(prepared: Path, samples: CalibrationSamples, scheme: Scheme, work: Pat
     """
     onnx = need("onnx", "build")
     model = onnx.load(str(prepared))
-    rewriter = _IntegerRewriter(model, scheme, find_factors(model, samples, scheme, floats))
+    rewriter = _DynamicWriter(model, scheme, find_factors(model, samples, scheme, floats))
     nodes = [made for node in model.graph.node for made in rewriter.rewrite(node, node.name in floats)]
     model.graph.ClearField("node")
     model.graph.node.extend(nodes)
@@ -71,7 +71,7 @@ def _take_one_sample(model: ModelProto) -> None:
     model.graph.ClearField("value_info")
 
 
-class _IntegerRewriter:
+class _DynamicWriter:
     """Rewrites the nodes of a graph one by one, in its order."""
 
     def __init__(self, model: ModelProto, scheme: Scheme, factors: Mapping[str, Array]) -> None:

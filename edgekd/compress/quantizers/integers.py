@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from edgekd.compress.oracles.identity import SAMPLES
 from edgekd.compress.oracles.integers import first_miswritten
 from edgekd.compress.quantizers.prepare import prepare, refusals
-from edgekd.compress.quantizers.quantizer import QuantizedGraph
 from edgekd.compress.quantizers.units import RANGED, unlike_layers
 from edgekd.compress.stored_layers import OPERATORS
 from edgekd.errors import ModelError
@@ -16,6 +15,8 @@ from edgekd.stages.artifacts import PREPARED
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from onnx import ModelProto
 
     from edgekd.compress.activations.ranges import CalibrationSamples
     from edgekd.compress.quantizers.quantizer import Quantizer
@@ -27,7 +28,7 @@ _MOST = 16
 
 def write_integers(
     quantizer: Quantizer, model: Path, samples: CalibrationSamples, scheme: Scheme, work: Path
-) -> QuantizedGraph:
+) -> tuple[ModelProto, tuple[str, ...]]:
     """Write a float graph in integer operators, by a quantizer that writes no Q/DQ pairs.
 
     A node that the oracle finds wrong stays float, as does one that reads raw channels of unlike units.
@@ -38,6 +39,9 @@ def write_integers(
         samples: The samples, a few of which the result is compared with the float graph on, one at a time.
         scheme: How the target wants INT8.
         work: An existing folder for the files; the float graph that was quantized is left there too.
+
+    Returns:
+        The graph, and sentences for the user on what stays float, and why.
 
     Raises:
         ModelError: A library cannot take the graph, or the result is another network.
@@ -51,10 +55,11 @@ def write_integers(
         kept = {name: reason for name, reason in strange.items() if kinds[name] in OPERATORS}
         while True:
             path = quantizer.write(work / PREPARED, one_by_one, scheme, work, kept)
-            wrong = first_miswritten(need("onnx", "build").load(str(path)), floats, feeds)
+            graph = need("onnx", "build").load(str(path))
+            wrong = first_miswritten(graph, floats, feeds)
             if wrong is None:
                 break
             if wrong.node not in kinds or wrong.node in kept or len(kept) >= _MOST:
                 raise ModelError(f"{model}: '{wrong.node}' cannot be quantized, nor stay float: {wrong.reason}")
             kept[wrong.node] = f"{quantizer.title} changes the network: {wrong.reason}"
-    return QuantizedGraph(path, tuple(f"'{name}' ({kinds[name]}) stays float: {kept[name]}" for name in kept))
+    return graph, tuple(f"'{name}' ({kinds[name]}) stays float: {kept[name]}" for name in kept)

@@ -101,12 +101,8 @@ class _ActivationSample:
     @classmethod
     def of(cls, x: Array) -> _ActivationSample:
         rows = x.reshape(-1, x.shape[-1])
-        few = (
-            np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _ROWS)).astype(int))
-            if len(rows)
-            else np.zeros(0, int)
-        )
-        return cls(rows.min(0, initial=0), rows.max(0, initial=0), rows[few].copy())
+        few = rows[:: max(len(rows) // _ROWS, 1)].copy()
+        return cls(rows.min(0, initial=0), rows.max(0, initial=0), few)
 
     def rounded(self, factors: Floats) -> Floats:
         """Return the rows times the factors, rounded to 255 steps over all extremes, as DynamicQuantizeLinear does."""

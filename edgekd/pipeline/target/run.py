@@ -84,6 +84,8 @@ def check(context: Context) -> CheckedCandidates:
 
 def _write(context: Context) -> tuple[list[PreparedCandidate], QuantizedCandidates]:
     """Write the candidates that are worth their time; return them, and the result of the stage."""
+    if context.origin.given:
+        return write_candidates(context)
     specs, hopeless = promising(context, candidate_specs(context.target, context.recipe.quantize))
     prepared, quantized = write_candidates(context, specs)
     return prepared, replace(quantized, untried={**hopeless, **quantized.untried})

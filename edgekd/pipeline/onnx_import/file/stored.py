@@ -9,7 +9,7 @@ from edgekd.compress.precision import computed_tensors, is_quantized, stored_ten
 from edgekd.files import need
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Set
 
     from onnx import ModelProto, NodeProto
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgekd.gram.metric import Metric
     from edgekd.gram.npz import Array
     from edgekd.gram.probe import Answer, Probe
-    from edgekd.pipeline.source import JudgingSplit, Origin, QatStudent
+    from edgekd.pipeline.source import GivenCandidate, JudgingSplit, Origin, QatStudent
     from edgekd.runtime.corruption import Robustness
     from edgekd.stages.progress import StageReporter
     from edgekd.stages.stage import Runner
@@ -121,6 +121,11 @@ class AgreedOrigin:
     def probes(self, split: JudgingSplit) -> Mapping[str, Probe]:
         """Return the probes of the networks as they were before."""
         return self.origin.probes(split)
+
+    @property
+    def given(self) -> GivenCandidate | None:
+        """The candidate that a model which is built as it is is: it has no other form."""
+        return self.origin.given
 
     @property
     def metric(self) -> Metric:

@@ -108,6 +108,8 @@ def agree(context: Context) -> tuple[Context, EngineAgreement]:
     Raises:
         ModelError: The library refuses the network, or computes something else, and nothing that was tried mends that.
     """
+    if context.origin.given:
+        return context, EngineAgreement("", 0, None, "the model is built as it is, and no other form of it is tried")
     host = _host(context)
 
     def run(folder: Path, report: StageReporter) -> EngineAgreement:
