@@ -17,6 +17,7 @@ from edgekd.config.target import Calibration
 from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
 from edgekd.files import scratch_folder
+from edgekd.pipeline.refusal import in_users_terms, name_node, read_origins
 from edgekd.pipeline.target.blame import blame_candidate
 from edgekd.pipeline.target.compile import build_ahead, compiles
 from edgekd.pipeline.target.context import OUTPUTS, Context
@@ -26,7 +27,6 @@ from edgekd.pipeline.target.judge import judge_shipped
 from edgekd.pipeline.target.outputs import run_on_host
 from edgekd.pipeline.target.package import bundle
 from edgekd.pipeline.target.quantize import write_candidates
-from edgekd.pipeline.target.refusal import in_users_terms, name_node, read_origins
 from edgekd.pipeline.target.repair import return_layers
 from edgekd.pipeline.target.robustness import measure_shipped
 from edgekd.pipeline.target.verify import verify
