@@ -165,9 +165,3 @@ class Extension:
         for item in self.graph.initializer:
             item.name = new if item.name == old else item.name
         self._renamed[next((first for first, now in self._renamed.items() if now == old), old)] = new
-
-
-def added_axes(shape: Sequence[int]) -> list[int]:
-    """Return the dimensions that an answer gets, so as to have a row for each sample: one for rows, one for numbers."""
-    rows = [] if shape[:1] == (1,) else [0]
-    return [*rows, 1] if len(shape) + len(rows) == 1 else rows

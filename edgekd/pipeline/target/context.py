@@ -10,7 +10,7 @@ import msgspec
 
 from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
-from edgekd.pipeline.target.refusal import in_users_terms, read_origins
+from edgekd.pipeline.refusal import in_users_terms, read_origins
 from edgekd.runtime.backends.registry import AS_WRITTEN, ORT, Runtime
 from edgekd.stages.artifacts import CALIBRATION, TEST, VALIDATION, onnx_name, origins_name
 from edgekd.stages.judging import gate_rules

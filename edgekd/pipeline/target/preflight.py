@@ -19,6 +19,7 @@ from edgekd.config.target import Calibration
 from edgekd.devices.base import Absent
 from edgekd.errors import ModelError
 from edgekd.files import scratch_folder
+from edgekd.pipeline.refusal import in_users_terms, name_node, read_origins
 from edgekd.pipeline.target.agree.stage import agree
 from edgekd.pipeline.target.compile import build_ahead, compiles
 from edgekd.pipeline.target.context import OUTPUTS, Context
@@ -28,7 +29,6 @@ from edgekd.pipeline.target.judge import judge_shipped
 from edgekd.pipeline.target.outputs import run_on_host
 from edgekd.pipeline.target.package import bundle
 from edgekd.pipeline.target.quantize import write_candidates
-from edgekd.pipeline.target.refusal import in_users_terms, name_node, read_origins
 from edgekd.pipeline.target.repair.blame import blame_candidate
 from edgekd.pipeline.target.repair.stage import return_layers
 from edgekd.pipeline.target.robustness import measure_shipped

@@ -6,7 +6,7 @@ from onnx import TensorProto, helper
 
 from edgekd.devices.refusals import Refusals
 from edgekd.errors import DeviceError, ModelError, TaskError
-from edgekd.pipeline.target.refusal import in_users_terms, name_node
+from edgekd.pipeline.refusal import in_users_terms, name_node
 from edgekd.stages.node_origin import NodeOrigin
 
 

@@ -114,7 +114,7 @@ def return_layers(
         begin = time.monotonic() - spent_s
         done = Repaired(None, candidate.deploy_logit_error, (), "fail")
         examiner = open_examiner(context, candidate)
-        race = _TimedRace(
+        beside_float = _BesideFloat(
             context, runs=mode == "auto" and context.timed and context.recipe.quantize.precision == "best"
         )
 
@@ -143,7 +143,7 @@ def return_layers(
                 report.advance(number, len(blamed.result.layers), note)
                 passes, layers = done.verdict != "fail", f"{len(step.layers)} layer{'s' * (len(step.layers) != 1)}"
                 looks = passes or number & (number - 1) == 0  # the first, second, fourth, eighth step and so on
-                if looks and (slower := race.lost(folder / spec.name / DEPLOY, folder)):
+                if looks and (slower := beside_float.lost(folder / spec.name / DEPLOY, folder)):
                     stopped = f"{candidate.name} was not repaired: with {layers} in float it takes {slower}"
                     done = replace(done, candidate=None, notes=(), stopped=stopped)
                     break
@@ -171,7 +171,7 @@ def return_layers(
 
 
 @dataclass
-class _TimedRace:
+class _BesideFloat:
     """A repaired network beside the float one, which is written once.
 
     Attributes:
