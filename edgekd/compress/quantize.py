@@ -16,7 +16,7 @@ from edgekd.compress.quantizers.registry import find_quantizer
 from edgekd.compress.quantizers.write import write_quantized
 from edgekd.compress.range_search import SAMPLES, shrink_ranges
 from edgekd.compress.rounding import reconstruct
-from edgekd.compress.variants import Candidate, CandidateSpec, has_half, write_variants
+from edgekd.compress.variants import CandidateSpec, has_half, write_variants
 from edgekd.errors import ModelError, TargetError
 from edgekd.files import need, quiet, scratch_folder, sha256_file
 from edgekd.plugins import is_plugin, source_file
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
+    from edgekd.compress.candidate import Candidate
     from edgekd.compress.ranges import CalibrationSamples
     from edgekd.config.target import Calibration, Precision, Scheme, Target
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgekd.compress.candidate import Candidate
 from edgekd.compress.fp16 import to_half
 from edgekd.compress.graph import copy, drop_embeddings, save
 from edgekd.compress.precision import count_quantized
@@ -37,27 +38,6 @@ class CandidateSpec:
         if self.quantizer in (None, onnxruntime.QUANTIZER.name):
             return self.precision
         return f"{self.precision}-{self.quantizer.rpartition(':')[2]}"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """The two graphs of a candidate, which lie in the folder of its name.
-
-    Attributes:
-        name: Name of its :class:`CandidateSpec`.
-        precision: Precision of its :class:`CandidateSpec`.
-        quantized_nodes: Number of weight-bearing nodes that compute in INT8.
-        weight_nodes: Number of weight-bearing nodes.
-        sizes: Bytes of each file, by the file's name.
-        notes: Sentences for the user on how it was written.
-    """
-
-    name: str
-    precision: str
-    quantized_nodes: int
-    weight_nodes: int
-    sizes: dict[str, int]
-    notes: tuple[str, ...] = ()
 
 
 def has_half(spec: CandidateSpec, scheme: Scheme) -> bool:

@@ -18,10 +18,9 @@ from edgekd.gram.gate import GIVEN
 from edgekd.gram.nest import targets_of
 from edgekd.gram.output_kind import OutputKind
 from edgekd.gram.probe import Probe
-from edgekd.pipeline.onnx_import.as_is import AS_IS, import_as_is
 from edgekd.pipeline.onnx_import.own_metric import load_metric
 from edgekd.pipeline.onnx_import.read import weight_files
-from edgekd.pipeline.onnx_import.stage import NETWORK, ImportedModel, OnnxSource, import_onnx
+from edgekd.pipeline.onnx_import.stage import AS_IS, NETWORK, ImportedModel, OnnxSource, import_onnx
 from edgekd.pipeline.source import GivenCandidate
 from edgekd.pipeline.target.context import OUTPUTS
 from edgekd.pipeline.target.outputs import join_probe, probe_variants, run_on_host
@@ -145,6 +144,8 @@ def import_model(runner: Runner, recipe: Recipe) -> ImportedOrigin:
         only = OutputConfig(kind=config.kind, threshold=config.threshold)
         source = OnnxSource(model, calibration, test, config.taps, config.asked, only, metric)
         if config.as_is:
+            from edgekd.pipeline.onnx_import.as_is import import_as_is
+
             imported = import_as_is(source, reference, folder, report, recipe.seed)
         else:
             imported = import_onnx(source, folder, report, recipe.seed)

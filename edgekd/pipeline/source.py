@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from edgekd.compress.variants import Candidate
+    from edgekd.compress.candidate import Candidate
     from edgekd.config.target import Scheme
     from edgekd.gram.metric import Metric
     from edgekd.gram.npz import Array

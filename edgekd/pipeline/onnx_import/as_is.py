@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.compress.candidate import Candidate
 from edgekd.compress.graph import drop_embeddings, initializers, rename, save
 from edgekd.compress.precision import count_quantized, precision_of
-from edgekd.compress.variants import Candidate
 from edgekd.config.recipe import OutputConfig
 from edgekd.errors import ModelError, nearest
 from edgekd.files import need
 from edgekd.gram.gate import GIVEN
 from edgekd.pipeline.onnx_import.graph import Extension
 from edgekd.pipeline.onnx_import.read import weight_files
-from edgekd.pipeline.onnx_import.stage import ImportedModel, import_onnx
+from edgekd.pipeline.onnx_import.stage import AS_IS, ImportedModel, import_onnx
 from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.runtime.feeds import read_feeds
 from edgekd.stages.artifacts import CALIBRATION, DEPLOY, PROBE_GRAPH, TEST, VALIDATION, onnx_name
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
     from edgekd.pipeline.onnx_import.stage import OnnxSource
     from edgekd.runtime.session import Array, Feeds, TensorSpec
-
-#: Name of the candidate, and of the folder of its graphs.
-AS_IS = "as-is"
 
 #: File of the reference whose inputs are of the model's types.
 _REFERENCE = "reference.onnx"

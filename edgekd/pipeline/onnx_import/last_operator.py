@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,12 +58,12 @@ class LastOperator:
 
 def last_operators(graph: GraphProto) -> dict[str, LastOperator]:
     """Return what each output of a graph ends in; without those that are inputs, or in which several operators end."""
-    search = _Search(graph)
+    search = _EndSearch(graph)
     found = {output.name: search.behind(output.name) for output in graph.output}
     return {name: last for name, last in found.items() if last is not None}
 
 
-class _Search:
+class _EndSearch:
     """Follows tensors of one graph back to what computes their values."""
 
     def __init__(self, graph: GraphProto) -> None:
@@ -181,6 +181,6 @@ class _Search:
         return tensor
 
 
-def _attributes(node: NodeProto) -> Mapping[str, object]:
+def _attributes(node: NodeProto) -> Mapping[str, Any]:
     get = need("onnx", "build").helper.get_attribute_value
     return {attribute.name: get(attribute) for attribute in node.attribute}

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.compress.candidate import Candidate  # noqa: TC001  # the type of a stage's result, too
 from edgekd.compress.graph import save
-from edgekd.compress.variants import Candidate  # noqa: TC001  # the type of a stage's result, too
 from edgekd.config.recipe import OutputConfig
 from edgekd.errors import ModelError
 from edgekd.files import need
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 #: Name of the float graph that is written.
 NETWORK = "float"
+
+#: Name of the candidate that a model is which stays as it is, and of the folder of its graphs.
+AS_IS = "as-is"
 
 #: Largest |written - user's| that is allowed, as a share of the output's largest magnitude.
 _TOLERANCE = 1e-3

@@ -9,7 +9,8 @@ from edgekd.compress.precision import computed_tensors, is_quantized, stored_ten
 from edgekd.files import need
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
+    from collections.abc import Set as AbstractSet
 
     from onnx import ModelProto, NodeProto
 
@@ -55,7 +56,7 @@ def _integers() -> tuple[int, ...]:
     return types.INT8, types.UINT8, types.INT4, types.UINT4
 
 
-def _is_dequantized(name: str, made: Mapping[str, NodeProto], integers: Collection[str]) -> bool:
+def _is_dequantized(name: str, made: Mapping[str, NodeProto], integers: AbstractSet[str]) -> bool:
     """Whether a constant is made of stored integers, or of stored numbers that are rounded."""
     ahead, seen = [name], {name}
     while ahead:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
-    from edgekd.compress.variants import Candidate, CandidateSpec
+    from edgekd.compress.candidate import Candidate
+    from edgekd.compress.variants import CandidateSpec
     from edgekd.config.recipe import Recipe
     from edgekd.config.target import Target
     from edgekd.devices.base import Device

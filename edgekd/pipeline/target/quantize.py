@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgekd.compress import quantize
-from edgekd.compress.variants import Candidate, CandidateSpec
+from edgekd.compress.candidate import Candidate  # noqa: TC001  # msgspec reads the annotations of a result
+from edgekd.compress.variants import CandidateSpec
 from edgekd.config.target import load_calibration
 from edgekd.errors import ModelError
 from edgekd.pipeline.target.context import OUTPUTS, Context, LedgerStep, PreparedCandidate, require_one

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from edgekd.compress.candidate import Candidate  # noqa: TC001  # msgspec reads the annotations of a result
 from edgekd.compress.mixed_precision import ALL_HARM, repair_steps, spare_steps
 from edgekd.compress.oracles.identity import RewriteError
 from edgekd.compress.oracles.rounding_aside import require_same
-from edgekd.compress.variants import Candidate, write_variants
+from edgekd.compress.variants import write_variants
 from edgekd.gram.nest import targets_of
 from edgekd.gram.verdict import Verdict  # noqa: TC001  # msgspec reads the annotations of Repaired
 from edgekd.pipeline.target.context import OUTPUTS, LedgerStep, PreparedCandidate
