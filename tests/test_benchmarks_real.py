@@ -125,6 +125,18 @@ def test_what_the_gate_rejects_is_measured_all_the_same(modules, brought, monkey
     assert 0 < row["divergence_limits"] < 1
 
 
+def test_weights_by_channel_are_had_of_a_network_of_an_older_opset(modules, brought):
+    contests = modules("real_contest")
+    model = onnx.load(brought.model)
+    model.opset_import[0].version = 11
+    onnx.save(model, brought.model)
+    contests.contest(brought, "float32", brought.folder, 60)
+    row = contests.contest(brought, "ONNX Runtime, best", brought.folder, 120)
+    assert row.get("failed") is None
+    assert row["quantized_layers"] == 3
+    assert row["divergence_limits"] < 1
+
+
 def test_a_contestant_that_breaks_a_network_is_measured_as_broken(modules, brought):
     contests = modules("real_contest")
     contests.contest(brought, "float32", brought.folder, 60)

@@ -124,11 +124,28 @@ def arithmetic_on_inputs(model: Path) -> list[str]:
     return [node.name for node in graph.node if inputs.intersection(node.input) and node.op_type in _ARITHMETIC]
 
 
-def prepare(model: Path, work: Path) -> Path:
-    """Write the network with its constants folded, as ONNX Runtime asks for, and return the file."""
+#: The first opset in which weights have a scale for each channel (QuantizeLinear's ``axis``).
+_PER_CHANNEL_OPSET = 13
+
+
+def prepare(model: Path, work: Path, per_channel: bool = False) -> Path:
+    """Write the network with its constants folded, as ONNX Runtime asks for, and return the file.
+
+    Args:
+        model: The float ONNX.
+        work: A folder for the result.
+        per_channel: Whether it is converted to an opset that knows weights by channel, where it is of an older one.
+    """
+    import onnx
+    import onnx.version_converter
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = work / "prepared.onnx"
+    network = onnx.load(str(model))
+    opset = next(entry.version for entry in network.opset_import if entry.domain in ("", "ai.onnx"))
+    if per_channel and opset < _PER_CHANNEL_OPSET:
+        model = work / "converted.onnx"
+        onnx.save(onnx.version_converter.convert_version(network, _PER_CHANNEL_OPSET), str(model))
     # Its inference of symbolic shapes, meant for transformers, fails on some networks of other kinds.
     quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
     return prepared
@@ -139,7 +156,8 @@ def onnxruntime(model: Path, samples: Samples, result: Path, work: Path, setting
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 
-    prepared, options = prepare(model, work), dict(SETTINGS["ONNX Runtime"][setting])
+    options = dict(SETTINGS["ONNX Runtime"][setting])
+    prepared = prepare(model, work, per_channel=options.get("per_channel", False))
     if setting == DYNAMIC:
         quantize_dynamic(str(prepared), str(result), **options)
         return
