@@ -21,10 +21,10 @@ from edgekd.devices.base import Absent
 from edgekd.devices.local import LocalDevice
 from edgekd.errors import DeviceError, EdgekdError, ModelError
 from edgekd.files import need
+from edgekd.pipeline.refusal import in_users_terms, read_origins
 from edgekd.pipeline.target.agree.engines import GRAPH, EngineRunner, few_batches
 from edgekd.pipeline.target.agree.origin import AgreedOrigin, write_forms
 from edgekd.pipeline.target.compile import build_ahead, compiles
-from edgekd.pipeline.refusal import in_users_terms, read_origins
 from edgekd.runtime.backends.registry import Runtime
 from edgekd.stages.artifacts import Exported, origins_name
 from edgekd.stages.stage import Done, StageSpec
