@@ -6,10 +6,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from edgekd.compress.activations.nearest import write_nearest
+from edgekd.compress.activations.nearest import output_error, write_nearest
 from edgekd.compress.activations.range_search import SAMPLES, shrink_ranges
 from edgekd.compress.activations.ranges import CalibrationSamples
-from edgekd.compress.graph import save
+from edgekd.compress.graph import copy, save
 from edgekd.compress.oracles import identity
 from edgekd.compress.oracles.fp16_identity import require_same_in_half
 from edgekd.compress.oracles.rounding_aside import require_same
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 #: Weights are reconstructed on as many samples as ``_BYTES`` hold, but on no fewer than ``_FEWEST``. Each of several
 #: passes runs all of them; large samples take long, and have many positions each.
 _BYTES, _FEWEST = 32_000_000, 128
+#: Samples on which the chosen weights are held against the nearest ones.
+_JUDGED = 64
 
 
 def candidate_specs(target: Target, config: QuantizeConfig) -> tuple[CandidateSpec, ...]:
@@ -158,7 +160,7 @@ def run(
         if not count_quantized(graph)[0]:
             operators = ", ".join(scheme.operators)
             raise ModelError(f"{model}: nothing in it could be quantized; the scheme quantizes {operators}")
-        _improve(graph, floats, chunks, scheme, tell)
+        graph = _improve(graph, floats, chunks, scheme, tell)
         require_same(graph, floats, list(chunks.fewer(identity.SAMPLES)))
         candidate = replace(_write_same(graph, spec, chunks, scheme, folder / spec.name), notes=written.notes)
     save(floats, folder / spec.name / PREPARED)
@@ -198,10 +200,17 @@ def _improve(
     samples: CalibrationSamples,
     scheme: Scheme,
     tell: Callable[[int, int], None] | None,
-) -> None:
-    """Choose ranges and weights as the calibration says, in place."""
+) -> ModelProto:
+    """Return the graph with ranges and weights as the calibration says.
+
+    Weights that reproduce each layer's output may be worse for the network's than the nearest ones, since errors of
+    layers add up and cancel: then the nearest stay.
+    """
     if samples.calibration.ranges == "gram":
         shrink_ranges(graph, floats, samples.fewer(SAMPLES))
     if samples.calibration.rounding == "reconstruct":
-        few = samples.fewer(max(_FEWEST, _BYTES // samples.row_bytes))
-        reconstruct(graph, floats, few, LARGEST[scheme.reduce_range], tell)
+        nearest, few = copy(graph), list(samples.fewer(_JUDGED))
+        many = samples.fewer(max(_FEWEST, _BYTES // samples.row_bytes))
+        reconstruct(graph, floats, many, LARGEST[scheme.reduce_range], tell)
+        return graph if output_error(graph, floats, few) <= output_error(nearest, floats, few) else nearest
+    return graph

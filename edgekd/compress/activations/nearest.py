@@ -68,7 +68,7 @@ def write_nearest(write: Write, model: Path, samples: CalibrationSamples, scheme
         other = write(work / _SMOOTH, samples, scheme, folder)
     except ModelError as error:
         return replace(plain, notes=(*plain.notes, f"outlier channels are not smoothed: {error}"))
-    errors = [_error(onnx.load(str(written.path)), floats, few) for written in (plain, other)]
+    errors = [output_error(onnx.load(str(written.path)), floats, few) for written in (plain, other)]
     if not errors[1] < errors[0]:
         return plain
     note = (
@@ -78,7 +78,7 @@ def write_nearest(write: Write, model: Path, samples: CalibrationSamples, scheme
     return replace(other, notes=(*other.notes, note))
 
 
-def _error(qdq: ModelProto, floats: ModelProto, feeds: Sequence[Feeds]) -> float:
+def output_error(qdq: ModelProto, floats: ModelProto, feeds: Sequence[Feeds]) -> float:
     """Return the outputs' root mean square error over their own root mean square, mean over the outputs."""
     names = [value.name for value in floats.graph.output]
     sessions = [open_at(graph, names, threads=0) for graph in (qdq, floats)]
