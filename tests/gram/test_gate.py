@@ -256,7 +256,7 @@ def test_a_network_that_was_imported_is_its_own_reference(trained):
 
 
 def test_a_ledger_without_a_reference_is_refused(trained):
-    with pytest.raises(ValueError, match=r"one of \('student', 'float'\), but has \['teacher', 'device'\]"):
+    with pytest.raises(ValueError, match=r"one of \('student', 'float', 'given'\), but has \['teacher', 'device'\]"):
         keep({"teacher": trained.teacher, "device": trained.student}, trained)
 
 

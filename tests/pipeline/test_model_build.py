@@ -112,7 +112,7 @@ def test_the_report_of_a_model_reads_well(folder, imported):
         (["--model", "text.onnx"], 8, "text.onnx"),
         (["--model", "int8.onnx"], 8, "or --as-is (as_is in [model])"),
         (["--model", "int8.onnx", "--reference", "digits.onnx"], 2, "--reference is for --as-is"),
-        (["--as-is", "--reference", "no.onnx"], 8, "[model] reference: no.onnx: no such file"),
+        (["--as-is", "--reference", "no.onnx"], 8, "no.onnx: no such file"),
         (["--set", "model.reference=digits.onnx"], 3, "set model.as_is"),
         (["--calibration", "short.npz"], 8, "'zer'"),
         (["--tap", "fou"], 2, "write it as NAME=TENSOR"),
@@ -122,7 +122,7 @@ def test_the_report_of_a_model_reads_well(folder, imported):
         (["--fix", "fou=often"], 2, "write it as INPUT=NUMBER"),
         (["--fix", "fuo=1"], 4, "the model has no input 'fuo'; did you mean 'fou'"),
         (["--tap", "fou=no_such_tensor"], 4, "no_such_tensor"),
-        (["--metric", "nowhere.py:mine"], 4, "metric nowhere.py:mine: nowhere.py cannot be imported"),
+        (["--metric", "nowhere.py:mine"], 4, "nowhere.py cannot be imported"),
         (["--kind", "scores"], 2, "'scores' is not one of 'auto', 'classes'"),
         (
             ["--kind", "classes", "--threshold", "0.5"],
