@@ -22,6 +22,9 @@ INTEGER_LAYERS = frozenset({
 #: Operators that multiply by weights stored in blocks of few bits, and compute in float.
 _BLOCKS = frozenset({"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "QMoE"})
 
+#: The ``accuracy_level`` of MatMulNBits with which it rounds activations to INT8, block by block.
+_ROUNDS_ACTIVATIONS = 4
+
 #: Operators that round what is computed.
 _ROUNDING = frozenset({"QuantizeLinear", "DynamicQuantizeLinear"})
 
@@ -76,11 +79,17 @@ def count_quantized(graph: ModelProto) -> tuple[int, int]:
     done = total = 0
     for node in graph.graph.node:
         if node.op_type in INTEGER_LAYERS | _BLOCKS:
-            done, total = done + (node.op_type in INTEGER_LAYERS), total + 1
+            done, total = done + _multiplies_integers(node), total + 1
         elif node.op_type in WEIGHT_BEARING:
             rounded = all(_is_rounded(name, made, stored, computed) for name in node.input[:2])
             done, total = done + rounded, total + 1
     return done, total
+
+
+def _multiplies_integers(node: NodeProto) -> bool:
+    """Whether a node multiplies integers; one whose weights are in blocks does so where it rounds activations, too."""
+    levels = (attribute.i for attribute in node.attribute if attribute.name == "accuracy_level")
+    return node.op_type in INTEGER_LAYERS or next(levels, 0) == _ROUNDS_ACTIVATIONS
 
 
 def computed_tensors(graph: GraphProto) -> frozenset[str]:

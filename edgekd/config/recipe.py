@@ -20,6 +20,8 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 
 #: Seconds for a target's repair where neither a budget nor effort = "best" says otherwise.
 _REPAIR_S = 300.0
+#: The largest magnitude of an input that never changes.
+_LARGEST = 10**15
 
 Pool = Literal["auto", "none", "spatial", "tokens", "first"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -120,7 +122,7 @@ class ModelConfig(_Config, frozen=True):
         ),
     ] = "auto"
     fix: Annotated[
-        dict[str, int | float],
+        dict[str, Annotated[int, Meta(ge=-_LARGEST, le=_LARGEST)] | Annotated[float, Meta(ge=-_LARGEST, le=_LARGEST)]],
         Meta(
             description="Inputs that never change, such as a sampling rate, and the number that each is: they become "
             "constants of the engine, and branches that they decide are folded."

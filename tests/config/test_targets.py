@@ -58,7 +58,7 @@ def test_everything_before_quantize_is_shared(fan):
     assert not set(LEARNING) & set(started(fan.process.stdout))
     planned = events(fan.process.stdout)[0]["stages"]
     assert [name for name in planned if name in LEARNING] == list(LEARNING)
-    of_board = ["preflight_target", "quantize", "compile", "check", "missing", "judge", "details"]
+    of_board = ["preflight_target", "agree", "quantize", "compile", "check", "missing", "judge", "details"]
     of_board += ["robustness_shipped", "bundle"]
     assert [name for name in planned if name.endswith(" jetson-orin")] == [f"{stage} jetson-orin" for stage in of_board]
     assert "profile openvino-cpu" in planned
@@ -250,7 +250,7 @@ def test_a_users_own_runtime(cache, tmp_path):
     assert edgekd("verify", bundle, "--runtime", "onnxruntime", cwd=tmp_path).returncode == 0
     (tmp_path / "npu.py").write_text(OWN + "\n# changed\n")
     again = edgekd(*arguments, "--target=./npu.toml", "--json", cwd=tmp_path)
-    ran = ["preflight_target", "evaluate", "check", "profile", "judge", "details", "bundle", "verify"]
+    ran = ["preflight_target", "agree", "evaluate", "check", "profile", "judge", "details", "bundle", "verify"]
     assert started(again.stdout) == ran, (
         "the graph is as it was: its robustness is not measured again, nor are its answers with a modality absent"
     )

@@ -84,7 +84,10 @@ def test_what_does_not_fit_is_said(tmp_path, change, message):
 
 
 def test_a_missing_state_is_asked_for_as_such(tmp_path):
-    message = r"input 'state', float32 \[2, n, 3\]; it looks like a state: give what it holds before each sample, zeros"
+    message = (
+        r"input 'state', float32 \[2, n, 3\]; it looks like a state: --state state=OUTPUT says which output holds it "
+        r"after a step, to have it carried; or give what it holds before each sample$"
+    )
     with pytest.raises(ModelError, match=message):
         read(tmp_path, RIGHT, (*SPECS, STATE), ["state"])
 
