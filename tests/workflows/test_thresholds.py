@@ -142,7 +142,8 @@ def test_without_labels_flips_stand_in(exported, tmp_path, labels):
 
 def test_what_is_no_classifier_needs_labels(exported, tmp_path):
     model = onnx.load(exported / "student.onnx")
-    model.graph.node.append(onnx.helper.make_node("ReduceMax", ["logits"], ["score"], keepdims=1))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1], np.int64), "of_classes"))
+    model.graph.node.append(onnx.helper.make_node("ReduceMax", ["logits", "of_classes"], ["score"], keepdims=1))
     model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("score", 1, ["rows", 1]))
     for node in model.graph.node:
         for names in (node.input, node.output):

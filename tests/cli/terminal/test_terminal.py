@@ -155,9 +155,9 @@ def test_of_a_build_that_is_undecided_the_setting_is_named(undecided, where, sai
 def publish_manifest(folder, **changes):
     """Write the manifest of a bundle as a build has published it at a known time."""
     known = {
-        **{"schema_version": 5, "edgekd": "0", "target": "cpu", "runtime": "onnxruntime", "options": {}},
+        **{"schema_version": 6, "edgekd": "0", "target": "cpu", "runtime": "onnxruntime", "options": {}},
         **{"precision": "int8", "released": True, "verdict": "pass", "reasons": []},
-        **{"task": {"name": "gestures", "metric": "macro-F1"}, "inputs": [], "outputs": []},
+        **{"task": {"name": "gestures", "metric": "macro-F1"}, "inputs": [], "outputs": [], "states": []},
         **{"versions": {}, "measurements": {"macro-F1": 0.9583}},
         "files": {name: {"sha256": "0" * 64, "bytes": 1} for name in REQUIRED},
     }

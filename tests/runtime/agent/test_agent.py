@@ -64,7 +64,9 @@ def test_what_else_an_engine_is_measured_by(files):
     pace = {"job": "pace", "rate_hz": 500, "iterations": 9}
     sustain = {"job": "sustain", "seconds": 0.05}
     energy = {"job": "energy", "seconds": 0.1, "rails": ["no such rail"]}
-    answers = talk(opened(files), first, compute, pace, sustain, energy, {"job": "layers"}, {"job": "memory"})
+    answers = talk(
+        opened(files), first, compute, pace, sustain, energy, {"job": "layers", "runs": 3}, {"job": "memory"}
+    )
     assert all(answer["ok"] for answer in answers)
     load, _, computed, paced, sustained, used, layers, _ = answers
     assert load["import_ms"] > 0
@@ -84,7 +86,7 @@ def test_what_else_an_engine_is_measured_by(files):
 
 def test_the_layers_are_of_another_engine_in_place_of_the_one_that_was_open(files):
     first = {"job": "first", "feeds": str(files / "x.npz")}
-    answers = talk(opened(files), first, {"job": "layers"}, {"job": "measure", "iterations": 1, "warmup": 0})
+    answers = talk(opened(files), first, {"job": "layers", "runs": 3}, {"job": "measure", "iterations": 1, "warmup": 0})
     assert answers[2]["ok"]
     assert "send it 'open' first" in answers[3]["error"]
 
@@ -95,7 +97,7 @@ def test_a_users_own_runtime_is_timed_as_a_whole(files, tmp_path):
     )
     job = {**opened(files), "runtime": f"{tmp_path / 'mine.py'}:mine"}
     first = {"job": "first", "feeds": str(files / "x.npz")}
-    answers = talk(job, first, {"job": "compute", "iterations": 3, "warmup": 1}, {"job": "layers"})
+    answers = talk(job, first, {"job": "compute", "iterations": 3, "warmup": 1}, {"job": "layers", "runs": 3})
     assert answers[2] == {"ok": True, "ns": None}
     assert answers[3] == {"ok": True, "layers": None}
 
@@ -125,7 +127,7 @@ def test_evaluation_keeps_every_row_and_output(files):
         ({"job": "pace", "rate_hz": 1, "iterations": 1}, "DeviceError", "send it 'open' first"),
         ({"job": "sustain", "seconds": 1}, "DeviceError", "send it 'open' first"),
         ({"job": "energy", "seconds": 1, "rails": []}, "DeviceError", "send it 'open' first"),
-        ({"job": "layers"}, "DeviceError", "send it 'open' first"),
+        ({"job": "layers", "runs": 3}, "DeviceError", "send it 'open' first"),
     ],
 )
 def test_a_failed_job_is_answered_and_the_agent_lives_on(job, kind, message):
