@@ -155,7 +155,10 @@ def run(
         return _write_same(graph, spec, chunks, scheme, folder / spec.name)
     with scratch_folder(folder) as work, quiet():
         write = partial(write_quantized, find_quantizer(spec.quantizer))
-        written = write_nearest(write, model, chunks, scheme, work)
+        if calibration.rounding == "reconstruct":
+            written = write_nearest(write, model, chunks, scheme, work)
+        else:  # scales stay as they are, such as those that a network was fine-tuned with
+            written = write(model, chunks, scheme, work)
         graph, floats = (onnx.load(str(path)) for path in (written.path, written.path.parent / PREPARED))
         if not count_quantized(graph)[0]:
             operators = ", ".join(scheme.operators)
