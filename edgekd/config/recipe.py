@@ -603,8 +603,8 @@ class QuantizeConfig(_Config, frozen=True):
     effort: Annotated[
         Effort,
         Meta(
-            description="How long INT8 may take to write and to mend: 'quick' as long as ONNX Runtime's own static "
-            "quantization, and nothing is mended; 'normal' minutes, and only where a look at its speed says that INT8 "
+            description="How long INT8 may take to write and to mend: 'quick' is the shortest way, and nothing is "
+            "mended; 'normal' minutes, and only where a look at its speed says that INT8 "
             "can win; 'best' tries INT8 all the same, and measures every layer."
         ),
     ] = "normal"
