@@ -85,10 +85,10 @@ def import_onnx(source: OnnxSource, folder: Path, report: StageReporter, seed: i
     parity = compare(source.model, path, behind, calibration, held or 1, constants)
     ranges, chosen, said = hold_back(calibration, seed)
     judging = validation_probe(source.network)
-    probes = _probe(path, {judging: chosen, PROBE: test}, folder)
+    probes, written = _probe(path, {judging: chosen, PROBE: test}, folder)
     judged = [name for name in outputs.answers if name not in pairs.values() or name in source.outputs]
     found = {name: probes[judging].outputs[name] for name in judged}
-    facts, reasons = read_facts(path, source, found, chosen, test, notes)
+    facts, reasons = read_facts(graph, written, source, found, chosen, test, notes)
     inputs = [name for name in data if not has_two_values(calibration.inputs[name])]
     facts = replace(facts, states=pairs, modalities=inputs)
     notes.append(said)
@@ -131,8 +131,10 @@ def _with_free_batch(
     return settle_branches(graph, samples, source.taps.values(), notes)
 
 
-def _probe(path: Path, samples: Mapping[str, NpzSamples], folder: Path) -> dict[str, Probe]:
-    """Run the written graph on some samples, each to the file of a name, and return what it gives."""
+def _probe(
+    path: Path, samples: Mapping[str, NpzSamples], folder: Path
+) -> tuple[dict[str, Probe], tuple[TensorSpec, ...]]:
+    """Run the written graph on some samples, each to the file of a name; return what it gives, and its inputs."""
     probes = {}
     with open_engine(path, usable_cores(), fused=False) as session:
         for name, part in samples.items():
@@ -140,7 +142,7 @@ def _probe(path: Path, samples: Mapping[str, NpzSamples], folder: Path) -> dict[
             outputs = run_feeds(session, part.inputs, sequences, _BATCH)
             probes[name] = Probe(part.ids, answers_of(outputs), embeddings_of(outputs))
             probes[name].save(folder / name)
-    return probes
+        return probes, session.inputs
 
 
 def _read(

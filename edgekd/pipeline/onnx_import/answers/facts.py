@@ -7,26 +7,26 @@ from typing import TYPE_CHECKING
 
 from edgekd.config.recipe import OutputConfig
 from edgekd.errors import ModelError
-from edgekd.files import need
 from edgekd.pipeline.onnx_import.answers.kind import settle_kinds
 from edgekd.pipeline.onnx_import.answers.last_operator import last_operators
-from edgekd.runtime.backends.onnxruntime import open_engine
 from edgekd.stages.artifacts import TaskFacts
 from edgekd.stages.labels import UNLABELLED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from onnx import ModelProto
 
     from edgekd.gram.probe import Probe
     from edgekd.pipeline.onnx_import.answers.own_metric import OwnMetric
     from edgekd.pipeline.onnx_import.samples import NpzSamples
     from edgekd.pipeline.onnx_import.source import OnnxSource
-    from edgekd.runtime.session import Array
+    from edgekd.runtime.session import Array, TensorSpec
 
 
 def read_facts(
-    path: Path,
+    model: ModelProto,
+    specs: Sequence[TensorSpec],
     source: OnnxSource,
     outputs: Mapping[str, Array],
     samples: NpzSamples,
@@ -36,8 +36,9 @@ def read_facts(
     """Return facts for later stages, and why each output is taken for its kind.
 
     Args:
-        path: File of the graph that was written.
-        source: What the user says of the model.
+        model: The graph that was written.
+        specs: Its inputs, as ONNX Runtime states them.
+        source: What the user says of it.
         outputs: The outputs that are judged, for ``samples``.
         samples: The samples that the outputs are of.
         others: More samples, which may have labels where these have none.
@@ -54,18 +55,17 @@ def read_facts(
                 "each is by outputs in [model], or --output NAME=KIND"
             )
         asked = {names[0]: source.only}
-    with open_engine(path, fused=False) as session:
-        inputs: list[dict[str, str | list[int | str]]] = [
-            {
-                "name": spec.name,
-                "dtype": spec.dtype,
-                "shape": list(spec.shape),
-                "preprocessing": "as the model takes it",
-            }
-            for spec in session.inputs
-        ]
+    inputs: list[dict[str, str | list[int | str]]] = [
+        {
+            "name": spec.name,
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "preprocessing": "as the model takes it",
+        }
+        for spec in specs
+    ]
     labelled = any(part.labels is not None for part in (samples, others))
-    last = last_operators(need("onnx", "build").load(str(path)).graph)
+    last = last_operators(model.graph)
     settled = settle_kinds(asked, outputs, last, samples.every_label if labelled else None)
     kinds, reasons = settled.kinds, settled.reasons
     notes += settled.notes
